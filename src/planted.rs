@@ -245,6 +245,8 @@ mistakes! {
     CatalogRequestTwice,
     /// `grant-waits-for-all-shards`: an attachment counts with the end of any round.
     ActiveEarly,
+    /// `grant-waits-for-all-shards`: an attachment is forgotten with the end of any round.
+    ForgottenEarly,
     /// `a-volume-is-formatted-once`: a file system is begun on a volume that has one.
     FormattedTwice,
     /// `a-volume-is-formatted-once`: a restored catalog believes that a file system is not made.

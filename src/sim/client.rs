@@ -9,7 +9,7 @@
 //! Each block has two registers, at bytes 0 and 2048, so that partial writes of a half meet writes
 //! of whole blocks (rule `whole-blocks-in-log`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
@@ -75,6 +75,15 @@ struct InFlight {
     registers: u64,
     what: What,
     invoked: Mono,
+    /// It carries out the first of the present steps.
+    is_step: bool,
+}
+
+/// A request for a whole block that a client is told to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    Read(u64),
+    Write(u64),
 }
 
 /// The operation of a request, for every register.
@@ -113,6 +122,10 @@ pub enum Plan {
         next_block: u64,
     },
     Done,
+    /// It is told each request.
+    Steps,
+    /// It has no connection, until it is told otherwise.
+    Closed,
 }
 
 /// The volume of a client, and the client's load.
@@ -137,6 +150,9 @@ pub struct Target {
     pub may_time_out: bool,
     /// Shards must refuse its writes.
     pub read_only: bool,
+    /// Its connections are one line: what it sends over the next one takes place later (rule
+    /// `a-line-has-one-connection`).
+    pub is_one_line: bool,
 }
 
 /// State that all clients of a run share.
@@ -180,6 +196,14 @@ pub struct Client {
     /// Blocks that the sweep has written, and then also those that it has discarded.
     swept: u64,
     pub plan: Plan,
+    /// What it was told and has not done, and the values of what it has done.
+    steps: VecDeque<Step>,
+    stepped: Vec<Value>,
+    /// The values that steps have sent since this was taken.
+    written: Vec<Value>,
+    /// It was told that it is fenced, or that a step failed.
+    pub is_refused: bool,
+    pub has_failed: bool,
     /// Its attachment is leaving, or has left: any request may end with EPERM.
     pub may_be_fenced: bool,
     /// The volume has so many blocks by now; a pod may not know it yet.
@@ -213,6 +237,11 @@ impl Client {
             hot: 0,
             swept: 0,
             plan: Plan::Mixed,
+            steps: VecDeque::new(),
+            stepped: Vec::new(),
+            written: Vec::new(),
+            is_refused: false,
+            has_failed: false,
             may_be_fenced: false,
             grows_to: None,
             connects_at: Mono(0),
@@ -227,7 +256,8 @@ impl Client {
         let mut completions = Vec::new();
         loop {
             let timeout = match (self.plan, &self.state, self.requests.is_empty()) {
-                (Plan::Done, ..) => None,
+                (Plan::Done | Plan::Closed, ..) => None,
+                (Plan::Steps, ..) if self.steps.is_empty() => None,
                 (Plan::Mixed, ..) if shared.requests_left == Some(0) => Some(LOOK_EVERY),
                 (Plan::Mixed, ClientState::Ready, true) => {
                     Some(self.rests_until.since(self.driver.now()))
@@ -245,7 +275,7 @@ impl Client {
             }
         }
         match self.state {
-            ClientState::Idle if self.plan == Plan::Done => {}
+            ClientState::Idle if matches!(self.plan, Plan::Done | Plan::Closed) => {}
             ClientState::Idle if self.driver.now() < self.connects_at => {}
             ClientState::Idle => {
                 self.state = ClientState::Connecting;
@@ -257,8 +287,52 @@ impl Client {
         self.flush();
     }
 
+    /// From now on it does what it is told. What is in flight stays so, and is nobody's.
+    pub fn tell(&mut self, steps: impl IntoIterator<Item = Step>) {
+        self.plan = Plan::Steps;
+        self.steps = steps.into_iter().collect();
+        self.stepped.clear();
+        self.has_failed = false;
+        self.requests.values_mut().for_each(|request| request.is_step = false);
+    }
+
+    /// It asks for what it likes.
+    pub fn work(&mut self) {
+        self.plan = Plan::Mixed;
+    }
+
+    /// The values that were read and written, when it has done what it was told.
+    pub fn told(&self) -> Option<&[Value]> {
+        let is_done = self.plan == Plan::Steps && self.steps.is_empty() && self.is_quiet();
+        is_done.then_some(&self.stepped)
+    }
+
+    pub fn take_written(&mut self) -> Vec<Value> {
+        std::mem::take(&mut self.written)
+    }
+
+    /// Nothing is in flight.
+    pub fn is_quiet(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// Ends the connection. A new one begins when it is told something.
+    pub fn close(&mut self) {
+        self.plan = Plan::Closed;
+        self.steps.clear();
+        self.hang_up();
+    }
+
+    /// It may ask for what it likes.
+    pub fn is_free(&self) -> bool {
+        !matches!(self.plan, Plan::Steps | Plan::Closed)
+    }
+
     /// From now on, reads everything once.
     pub fn read_all(&mut self) {
+        if !self.is_free() {
+            return;
+        }
         if self.plan != Plan::Done || self.target.blocks > 0 {
             self.plan = Plan::ReadAll { next_block: self.target.region.start };
         }
@@ -298,7 +372,7 @@ impl Client {
 
     /// True when a reading plan has ended.
     pub fn is_done(&self) -> bool {
-        self.plan == Plan::Done && self.requests.is_empty()
+        !self.is_free() || self.plan == Plan::Done && self.requests.is_empty()
     }
 
     fn completed(&mut self, completion: Completion, shared: &mut Shared) {
@@ -422,6 +496,11 @@ impl Client {
     /// A request has ended; the payload of a read follows the head of the reply.
     fn ended(&mut self, request: InFlight, error: u32, now: Mono, shared: &mut Shared) {
         if error != 0 {
+            self.is_refused |= error == NOT_PERMITTED;
+            if request.is_step {
+                self.has_failed = true;
+                self.steps.clear();
+            }
             let full = self.target.may_be_full && error == NO_SPACE;
             let full = full && request.what.writes();
             shared.full += u64::from(full);
@@ -445,6 +524,13 @@ impl Client {
         self.errors += u64::from(self.target.read_only && request.what.writes());
         let first = self.target.first_register + request.first;
         let history = &mut shared.history;
+        if request.is_step {
+            self.steps.pop_front();
+            self.stepped.push(match &request.what {
+                What::Write(values) => values[0],
+                _ => (&self.reader.peek()[16..]).get_u64(),
+            });
+        }
         match request.what {
             What::Write(values) => {
                 for (register, value) in (first..).zip(values) {
@@ -478,7 +564,20 @@ impl Client {
         }
         while self.requests.len() < self.target.load.depth {
             match self.plan {
-                Plan::Done => return,
+                Plan::Done | Plan::Closed => return,
+                Plan::Steps => {
+                    let Some(step) = self.steps.front().filter(|_| self.is_quiet()) else { return };
+                    match *step {
+                        Step::Read(block) => self.request(block * 2, 2, What::Read),
+                        Step::Write(block) => {
+                            self.write(block * 2, 2, shared);
+                            // The first of the two that it has just sent.
+                            self.written.push(shared.values - 1);
+                        }
+                    }
+                    let sent = self.requests.get_mut(&self.next_cookie);
+                    sent.expect("just sent").is_step = true;
+                }
                 Plan::ReadAll { next_block } => {
                     let blocks = if self.target.load.sweeps { SWEEP_READS } else { 1 };
                     let end = self.target.region.end.min(next_block + blocks);
@@ -603,7 +702,9 @@ impl Client {
     /// knows that the earlier ones have ended.
     fn line_id(&mut self) -> u64 {
         let driver = &self.driver;
-        if self.ended.drain(..).any(|socket| !driver.has_hung_up(socket)) {
+        if self.target.is_one_line {
+            self.ended.clear();
+        } else if self.ended.drain(..).any(|socket| !driver.has_hung_up(socket)) {
             self.line += 1;
         }
         ((driver.host as u64) << WRITER_SHIFT) | self.line
@@ -642,7 +743,9 @@ impl Client {
         }
         self.out.push(bytes.into());
         let invoked = self.driver.now();
-        self.requests.insert(self.next_cookie, InFlight { first, registers, what, invoked });
+        let is_step = false;
+        let request = InFlight { first, registers, what, invoked, is_step };
+        self.requests.insert(self.next_cookie, request);
     }
 }
 

@@ -73,6 +73,20 @@ pub enum Fault {
         further: usize,
         after: Duration,
     },
+    /// The devices of a machine do nothing, and go on later.
+    NodeStops(usize),
+    /// What the devices of a machine send is lost, and so is what is sent to them.
+    NodeCut(usize),
+    /// A machine is declared lost, whether it is or not.
+    NodeLost(usize),
+    /// A machine without a pod starts anew. (One with a pod does when the pod loses power.)
+    NodeReboots(usize),
+    /// The plugin that is busy with a workload starts anew.
+    PluginDies(usize),
+    /// The controller that brings a workload's volume, or takes it, starts anew, and asks again.
+    ControllerDies(usize),
+    /// The newest calls about a workload arrive again, later.
+    CallsAgain(usize),
 }
 
 impl Fault {
@@ -87,6 +101,20 @@ impl Fault {
                 | Fault::CutOneWay(..)
                 | Fault::Lag(..)
                 | Fault::StuckDisk(_)
+        )
+    }
+
+    /// The orchestrator knows what it means.
+    pub fn is_of_machine(&self) -> bool {
+        matches!(
+            self,
+            Fault::NodeStops(_)
+                | Fault::NodeCut(_)
+                | Fault::NodeLost(_)
+                | Fault::NodeReboots(_)
+                | Fault::PluginDies(_)
+                | Fault::ControllerDies(_)
+                | Fault::CallsAgain(_)
         )
     }
 
@@ -140,6 +168,9 @@ pub struct Targets {
     /// The only disk that may lose data.
     pub bad_disk: DiskNumber,
     pub clients: usize,
+    /// Workloads of an orchestrator, and machines: those of the pods, and others.
+    pub workloads: usize,
+    pub nodes: usize,
 }
 
 /// The number of kinds that [`draw`] knows.
@@ -192,6 +223,9 @@ pub fn draw(plan: Plan, seed: u64, targets: Targets, until: Duration) -> Vec<Pla
         planned.extend(kills(seed, targets, until));
         planned.extend(ambushes(seed, targets, until));
     }
+    if plan == Plan::Mixed && targets.workloads > 0 {
+        planned.extend(of_machines(seed, targets, until));
+    }
     planned
 }
 
@@ -228,6 +262,38 @@ fn ambushes(seed: u64, targets: Targets, until: Duration) -> Vec<Planned> {
         Planned { at, lasts: Duration::from_millis(rng.between(1, 4_000)), fault }
     };
     (0..count).map(one).collect()
+}
+
+/// What happens to machines, and to those who bring workloads to them, with random numbers of its
+/// own.
+fn of_machines(seed: u64, targets: Targets, until: Duration) -> Vec<Planned> {
+    let mut rng = Rng::new(seed ^ 0x0de5);
+    let Targets { pods, nodes, workloads, .. } = targets;
+    let mut planned = Vec::new();
+    let mut at = Duration::from_secs(1);
+    while at < until {
+        let (node, workload) = (rng.index(nodes), rng.index(workloads));
+        let lasts = Duration::from_millis(rng.between(10, 4_000));
+        let fault = match rng.below(10) {
+            0 => Fault::NodeStops(node),
+            1 => Fault::NodeCut(node),
+            // It is off, or seems so, and is back when another one has its volumes.
+            2 | 3 => {
+                let kind = if rng.one_in(2) { Fault::NodeStops } else { Fault::NodeCut };
+                planned.push(Planned { at, lasts, fault: kind(node) });
+                at += lasts / 4;
+                Fault::NodeLost(node)
+            }
+            4 => Fault::NodeLost(node),
+            5 => Fault::NodeReboots(rng.between(pods as u64, nodes as u64) as usize),
+            6 | 7 => Fault::PluginDies(workload),
+            8 => Fault::ControllerDies(workload),
+            _ => Fault::CallsAgain(workload),
+        };
+        planned.push(Planned { at, lasts, fault });
+        at += Duration::from_millis(rng.between(50, 1_000));
+    }
+    planned
 }
 
 /// Draws further faults that make this one worse, some of the time.

@@ -25,6 +25,9 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Holders move between pods about so often, in steps.
 const MOVES_ONE_IN: u64 = 40;
 
+/// The uids of its attachments: the last 8 bytes are their ids.
+const UIDS: [u8; 16] = [0xa7; 16];
+
 /// An attachment and its client.
 #[derive(Clone, Copy, Debug)]
 pub struct Holder {
@@ -39,7 +42,7 @@ pub struct Holder {
 
 impl Holder {
     fn uid(&self) -> Uuid {
-        let mut uid = [0xa7; 16];
+        let mut uid = UIDS;
         uid[8..].copy_from_slice(&self.grant.attachment.0.to_be_bytes());
         Uuid(uid)
     }
@@ -105,6 +108,11 @@ impl Handover {
             version: 1,
             ended: 0,
         }
+    }
+
+    /// True for the name of the export of one of its attachments.
+    pub fn gave(name: &str) -> bool {
+        name.parse::<Uuid>().is_ok_and(|uid| uid.0[..8] == UIDS[..8])
     }
 
     /// Nobody may use it.

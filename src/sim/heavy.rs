@@ -85,6 +85,7 @@ fn basis(theme: Theme, rng: &mut Rng) -> Shape {
         further_volumes: 0,
         further_shards: None,
         handed_shards: 0,
+        workloads: 0,
         wal_bytes: 12 << 20,
         data_bytes: DATA_BYTES,
         is_tight: false,

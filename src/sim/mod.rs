@@ -9,7 +9,8 @@
 //! `trace` (shared by all); `disk` and `kernel` (below the pods, observed); `checks` (observers);
 //! `shape`, `faults` and `heavy` (drawn from the seed); `client`, `handover`, `catalog`, `lane`,
 //! `watch` and `said` (parts of a cluster); `world` (the cluster); `control` (between pods and
-//! their control planes); `replicas` (checks at its end); `run`; `shrink`.
+//! their control planes); `orchestra` (acts on a cluster); `replicas` (checks at its end); `run`;
+//! `shrink`.
 
 mod catalog;
 mod checks;
@@ -24,6 +25,7 @@ mod heavy_test;
 mod kernel;
 mod lane;
 mod names;
+mod orchestra;
 #[cfg(test)]
 mod planted_test;
 mod replicas;

@@ -12,6 +12,7 @@ use crate::sim::faults::{Fault, Plan, Planned, Targets, draw};
 use crate::sim::heavy;
 use crate::sim::kernel::{Kernel, Wire};
 use crate::sim::names::{DiskNumber, Host, Moment};
+use crate::sim::orchestra::Orchestra;
 use crate::sim::rng::Rng;
 use crate::sim::shape::{Shape, Theme};
 use crate::sim::world::World;
@@ -58,7 +59,9 @@ impl Options {
     pub fn faults(&self) -> Vec<(usize, Planned)> {
         let shape = self.shape();
         let Shape { pods, clients, bad_disk, .. } = shape;
-        let targets = Targets { pods, disks: pods * shape.disks_per_pod, bad_disk, clients };
+        let disks = pods * shape.disks_per_pod;
+        let (workloads, nodes) = (shape.workloads, shape.nodes());
+        let targets = Targets { pods, disks, bad_disk, clients, workloads, nodes };
         let all = match self.plan {
             Plan::Load => heavy::faults(self.seed, targets, self.faults_for),
             plan => draw(plan, self.seed, targets, self.faults_for),
@@ -157,6 +160,8 @@ const DRIFT_PPM_MAX: u64 = 30_000;
 struct Run {
     seed: u64,
     world: World,
+    /// Brings workloads to machines, in some runs.
+    orchestra: Option<Orchestra>,
     faults: Vec<(usize, Planned)>,
     faults_on: bool,
     /// Moments to wait for, and the numbers of their faults.
@@ -199,6 +204,9 @@ fn run_and_check(options: &Options) -> Result<Outcome, Violation> {
     let mut seen = run.world.checks.borrow().seen;
     seen.full = run.world.shared.full;
     (seen.handovers, seen.fenced) = (run.world.handovers(), run.world.shared.fenced);
+    if let Some(orchestra) = &run.orchestra {
+        (seen.brought, seen.made, seen.lost) = (orchestra.brought, orchestra.made, orchestra.lost);
+    }
     let outcome = Outcome {
         requests: run.world.shared.requests,
         faults: run.faults.len(),
@@ -223,9 +231,13 @@ impl Run {
         shape.shards = options.shards.unwrap_or(shape.shards);
         shape.io_timeout = options.io_timeout;
         let pods = shape.pods;
+        let mut world = World::new(options.seed, shape, options.plan);
+        let has_orchestra = world.shape.workloads > 0 && options.plan != Plan::Unbounded;
+        let orchestra = has_orchestra.then(|| Orchestra::new(options.seed, &mut world));
         let mut run = Run {
             seed: options.seed,
-            world: World::new(options.seed, shape, options.plan),
+            world,
+            orchestra,
             faults: options.faults(),
             faults_on: true,
             ambushes: Vec::new(),
@@ -273,6 +285,7 @@ impl Run {
     /// Processes one event.
     fn step(&mut self) -> Result<(), Violation> {
         let alarm = self.world.step();
+        self.orchestra_hears();
         let mut checks = self.world.checks.borrow_mut();
         if let Some(what) = checks.wrong() {
             return Err(Violation::Broken { seed: self.seed, what: what.clone() });
@@ -281,7 +294,15 @@ impl Run {
         drop(checks);
         self.spring(moments);
         self.rings(alarm);
+        self.orchestra_hears();
         Ok(())
+    }
+
+    fn orchestra_hears(&mut self) {
+        match &mut self.orchestra {
+            Some(orchestra) => orchestra.hear(&mut self.world),
+            None => self.world.news.clear(),
+        }
     }
 
     /// Turns ambushes whose moment has come into crashes.
@@ -309,6 +330,9 @@ impl Run {
                 self.alarm(ROUND_EVERY, ROUND);
             }
             Some(GOVERN) => {
+                if let Some(orchestra) = &mut self.orchestra {
+                    orchestra.step(&mut self.world);
+                }
                 self.world.govern(!self.faults_on);
                 self.alarm(GOVERN_EVERY, GOVERN);
             }
@@ -430,6 +454,11 @@ impl Run {
             }
             Fault::HangUp(client) => self.world.hang_up(client),
             Fault::Rot(disk, file, pages) => self.rot(disk, file, pages),
+            of_machine if of_machine.is_of_machine() => {
+                if let Some(orchestra) = &mut self.orchestra {
+                    orchestra.begin(of_machine, &mut self.world);
+                }
+            }
             below => {
                 begin_below_pods(&mut self.world.kernel.borrow_mut(), below, planned.lasts, pods)
             }
@@ -465,6 +494,11 @@ impl Run {
             Fault::CutOneWay(from, to) => {
                 self.world.kernel.borrow_mut().cut.retain(|cut| *cut != (from, to));
             }
+            of_machine if of_machine.is_of_machine() => {
+                if let Some(orchestra) = &mut self.orchestra {
+                    orchestra.end(of_machine, &mut self.world);
+                }
+            }
             // Instantaneous, or the kernel knows the end.
             Fault::Resets(_)
             | Fault::SlowLinks(_)
@@ -482,7 +516,14 @@ impl Run {
             | Fault::MisdirectsRead(..)
             | Fault::LyingFlushes(..)
             | Fault::HangUp(_)
-            | Fault::Ambush { .. } => {}
+            | Fault::Ambush { .. }
+            | Fault::NodeStops(_)
+            | Fault::NodeCut(_)
+            | Fault::NodeLost(_)
+            | Fault::NodeReboots(_)
+            | Fault::PluginDies(_)
+            | Fault::ControllerDies(_)
+            | Fault::CallsAgain(_) => {}
         }
     }
 
@@ -527,15 +568,23 @@ impl Run {
     ) -> Result<(), Violation> {
         let deadline = self.now() + Duration::from_secs(HEAL_S);
         self.world.read_all(left_out);
-        while !self.world.all_read(volumes) {
+        let mut orchestra = self.orchestra.as_mut().filter(|_| volumes.is_none());
+        orchestra.iter_mut().for_each(|orchestra| orchestra.finish());
+        while !self.world.all_read(volumes) || !self.workloads_wait(volumes).is_empty() {
             self.step()?;
             if self.now() > deadline {
                 let (seed, without) = (self.seed, left_out.to_vec());
-                let waiting = self.world.waiting(volumes);
+                let waiting = self.world.waiting(volumes) + &self.workloads_wait(volumes);
                 return Err(Violation::Stuck { seed, without, virtual_s: HEAL_S, waiting });
             }
         }
         Ok(())
+    }
+
+    /// Describes the workloads that have not been well at the end. `volumes`: not all must answer.
+    fn workloads_wait(&self, volumes: Option<&BTreeSet<String>>) -> String {
+        let orchestra = self.orchestra.as_ref().filter(|_| volumes.is_none());
+        orchestra.map_or(String::new(), |orchestra| orchestra.waiting().join(", "))
     }
 
     fn check_history(&mut self) -> Result<(), Violation> {
@@ -604,6 +653,9 @@ impl Run {
         kernel.resets_until.clear();
         kernel.slow_until.clear();
         drop(kernel);
+        if let Some(orchestra) = &mut self.orchestra {
+            orchestra.heal(&mut self.world);
+        }
         self.ambushes.clear();
         for host in (0..pods).filter(|host| !left_out.contains(host)) {
             self.restart(host);

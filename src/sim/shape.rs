@@ -30,6 +30,8 @@ pub struct Shape {
     pub further_shards: Option<u64>,
     /// The shards of a closed volume whose holder changes; 0: there is none.
     pub handed_shards: u64,
+    /// Workloads that an orchestrator brings to machines, each with a closed volume of its own.
+    pub workloads: usize,
     pub wal_bytes: u64,
     pub data_bytes: u64,
     /// The disks have too little space for all blocks of the volumes.
@@ -125,6 +127,7 @@ impl Shape {
             further_volumes: 0,
             further_shards: None,
             handed_shards: 0,
+            workloads: 0,
             wal_bytes: one_of(rng, [3 << 20, 4 << 20, LARGE_WAL_BYTES]),
             data_bytes: 64 << 20,
             is_tight: false,
@@ -167,7 +170,17 @@ impl Shape {
         if rng.one_in(2) {
             shape.handed_shards = rng.between(1, 4);
         }
+        let mut rng = Rng::new(seed ^ 0x0c4e);
+        // Where disks get full, a file system may never be made.
+        if rng.one_in(3) && !shape.is_tight {
+            shape.workloads = rng.between(1, 4) as usize;
+        }
         shape
+    }
+
+    /// Machines to which an orchestrator brings workloads: those of the pods, and another one.
+    pub fn nodes(&self) -> usize {
+        self.pods + 1
     }
 
     pub fn io_timeout_ms(&self) -> u64 {

@@ -14,12 +14,12 @@ use crate::io::buffer::Pool;
 use crate::io::driver::{Address, Driver};
 use crate::limits::{OVERLAY_BYTES_MAX, SocketLimits};
 use crate::replica::messages::{ReadMode, Start};
-use crate::sim::catalog::{CATALOG_ALARMS, Catalog, Ended, NewVolume, Pods, Round, What};
+use crate::sim::catalog::{CATALOG_ALARMS, Catalog, Ended, NewVolume, Pods, Told, What};
 use crate::sim::checks::Checks;
 use crate::sim::client::{Client, RARELY, Shared, Target};
 use crate::sim::disk::{Loss, Power, Sick, SimDisk};
 use crate::sim::faults::Plan;
-use crate::sim::handover::{HANDED, Handover, Holder, Step};
+use crate::sim::handover::{HANDED, Handover};
 use crate::sim::kernel::{Due, Kernel, SimDriver};
 use crate::sim::lane::{INDEX_ALARMS, Job, Jobs, SimFiles, SimIndex};
 use crate::sim::names::{DiskNumber, Host, disk_id, pod_id};
@@ -30,10 +30,10 @@ use crate::store::OpenError;
 use crate::store::lane::LaneConfig;
 use crate::store::messages::{LaneFile, MemberRecord};
 use crate::store::open::{LaneFormat, data_files, format_lane};
-use crate::types::{AccessMode, AccessSet, Uuid};
+use crate::types::{Mono, Uuid};
 use crate::view::ClusterView;
 use crate::worker::{
-    AccessAnswer, DiskPlace, LaneRuntime, OpenFiles, OpenLaneError, Receiver, Sender, Wake, Worker,
+    DiskPlace, LaneRuntime, OpenFiles, OpenLaneError, Receiver, Sender, Wake, Worker,
     WorkerCommand, WorkerConfig, mailbox, open_lane,
 };
 
@@ -41,12 +41,14 @@ const CLUSTER: Uuid = Uuid([7; 16]);
 /// The volume that most clients use. Other volumes have one client each.
 const MAIN: &str = "main";
 /// The register numbers of different volumes differ above this bit.
-const VOLUME_SHIFT: u32 = 32;
+pub const VOLUME_SHIFT: u32 = 32;
 
 /// Number of the second volume. Numbers of faults that create volumes stay below.
 const SECOND: u64 = 1 << 16;
 /// Number of the volume whose holder changes.
-const NUMBER_OF_HANDED: u64 = SECOND + (1 << 15);
+pub const NUMBER_OF_HANDED: u64 = SECOND + (1 << 15);
+/// Number of the volume of the first workload.
+pub const WORKLOADS: u64 = NUMBER_OF_HANDED + 1;
 /// Time limit until all pods have joined and the first volume exists.
 const BEGINS_WITHIN: Duration = Duration::from_secs(60);
 /// How often pods look for newer views.
@@ -79,6 +81,17 @@ pub(super) struct Attached {
     roams: bool,
 }
 
+/// What an orchestrator has to know of.
+pub(super) enum News {
+    /// The machine of a pod.
+    LostPower(Host),
+    HasPower(Host),
+    /// A closed volume of this name is there.
+    Born(String),
+    /// The answer to an order.
+    Told(usize, Told),
+}
+
 /// A member from the store, and its start state.
 type Recovered = (MemberRecord, Start);
 
@@ -99,6 +112,10 @@ pub struct World {
     unbounded: bool,
     /// The volume whose holder changes, when it exists.
     pub(super) handover: Option<Handover>,
+    /// What an orchestrator has to know of, in order.
+    pub(super) news: Vec<News>,
+    /// Clients that stand still.
+    pub(super) still: BTreeSet<usize>,
     seed: u64,
     jobs: Jobs,
 }
@@ -115,7 +132,11 @@ impl World {
             nbd: None,
         });
         let clocks_are_good = shape.reads == ReadMode::Lease && plan != Plan::Clocks;
-        let catalog = Catalog::new(Rc::clone(&kernel), seed, CLUSTER, addresses, clocks_are_good);
+        let mut catalog =
+            Catalog::new(Rc::clone(&kernel), seed, CLUSTER, addresses, clocks_are_good);
+        if shape.workloads > 0 {
+            catalog.count_boots();
+        }
         let mut world = World {
             kernel,
             checks,
@@ -128,6 +149,8 @@ impl World {
             avoided: Vec::new(),
             unbounded: plan == Plan::Unbounded,
             handover: None,
+            news: Vec::new(),
+            still: BTreeSet::new(),
             seed,
             jobs: Jobs::default(),
             shape,
@@ -169,6 +192,7 @@ impl World {
             may_be_lost: self.unbounded,
             may_time_out: self.shape.io_timeout.is_some(),
             read_only: false,
+            is_one_line: false,
         };
         self.add_client(target, volume, front, false);
     }
@@ -195,76 +219,6 @@ impl World {
         self.handover.as_ref().map_or(0, |handover| handover.ended)
     }
 
-    /// Lets the holder of the handed volume change.
-    pub(super) fn hand_over(&mut self) {
-        let now = self.kernel.borrow().now;
-        let Some(handover) = &mut self.handover else { return };
-        let steps = handover.step(now, self.catalog.is_closing);
-        for step in steps {
-            match step {
-                Step::Ask(set, answer) => self.ask_for_access(set, answer),
-                Step::MayBeFenced(client) => self.attached[client].client.may_be_fenced = true,
-                Step::Fenced(client) => {
-                    let client = &mut self.attached[client].client;
-                    self.shared.history.fenced(client.writer(), now);
-                    if self.catalog.is_closing {
-                        client.retire();
-                    }
-                }
-                Step::Admitted(holder) => self.admit(&holder),
-                Step::Moves(client) if !self.catalog.is_closing => self.hang_up(client),
-                Step::Moves(_) => {}
-            }
-        }
-    }
-
-    /// Some pod is asked, which may be dead or cut off.
-    fn ask_for_access(&mut self, set: AccessSet, answer: AccessAnswer) {
-        let mut volumes = self.catalog.view().volumes.iter();
-        let Some(volume) = volumes.find(|volume| volume.name == HANDED) else { return };
-        let volume = volume.volume;
-        let host = self.kernel.borrow_mut().rng.below(self.shape.pods as u64) as Host;
-        self.send_round(Round { from: host, host, volume, set, answer });
-    }
-
-    fn send_round(&mut self, Round { from, host, volume, set, answer }: Round) {
-        let is_cut = |way| self.kernel.borrow().cut.contains(&way);
-        if from != host && (is_cut((from, host)) || is_cut((host, from))) {
-            return;
-        }
-        self.bring(host, volume);
-        if let Some(inbox) = &self.pods[host].inbox {
-            let sent = inbox.send(WorkerCommand::SetAccess { volume, set, answer });
-            assert!(sent.is_ok(), "it has room");
-            self.kernel.borrow_mut().wake(host, Duration::ZERO);
-        }
-    }
-
-    /// Gives a client to a holder that every shard has admitted.
-    fn admit(&mut self, holder: &Holder) {
-        let Shape { handed_shards, blocks_per_shard, load, .. } = self.shape;
-        let blocks = handed_shards * blocks_per_shard;
-        let target = Target {
-            export: holder.export(),
-            first_register: NUMBER_OF_HANDED << VOLUME_SHIFT,
-            region: 0..blocks,
-            blocks,
-            blocks_per_shard,
-            load,
-            half: holder.half,
-            may_be_full: self.shape.is_tight,
-            may_be_lost: false,
-            may_time_out: self.shape.io_timeout.is_some(),
-            read_only: holder.grant.mode == AccessMode::ReadOnly,
-        };
-        let number = self.add_client(target, HANDED, 0, true);
-        let handover = self.handover.as_mut().expect("it has admitted the holder");
-        handover.attached(holder.grant.attachment, number);
-        if self.catalog.is_closing {
-            self.attached[number].client.read_all();
-        }
-    }
-
     /// Creates a volume with a client of its own. `number` is unique within the run.
     pub fn create_volume(&mut self, number: u64, shards: u64, blocks_per_shard: u64) {
         let (name, number) = (volume_name(number), Some(number));
@@ -289,6 +243,13 @@ impl World {
         }
     }
 
+    /// If there is one.
+    fn tell_orchestra(&mut self, news: News) {
+        if self.shape.workloads > 0 {
+            self.news.push(news);
+        }
+    }
+
     fn driver(&self, host: Host, waits: Rc<Cell<bool>>, woken: Arc<AtomicBool>) -> SimDriver {
         self.kernel.borrow_mut().add_host(host);
         SimDriver { kernel: Rc::clone(&self.kernel), host, waits, woken }
@@ -302,6 +263,10 @@ impl World {
     /// The pod that has this disk.
     pub fn host_of(&self, disk: DiskNumber) -> Host {
         self.kernel.borrow().disks[disk].host
+    }
+
+    pub fn now(&self) -> Mono {
+        self.kernel.borrow().now
     }
 
     /// The disks of a pod, in the order of its lanes.
@@ -331,6 +296,7 @@ impl World {
 
     /// Starts a pod from its disks. The pod stays down if one of them cannot be opened.
     pub fn start(&mut self, host: Host) {
+        self.tell_orchestra(News::HasPower(host));
         let disks = self.disks_of(host);
         let is_dead = |disk: &DiskNumber| {
             let kernel = self.kernel.borrow();
@@ -485,6 +451,10 @@ impl World {
         (pod.worker, pod.inbox) = (None, None);
         self.catalog.crash(host);
         self.kernel.borrow_mut().crash(host, loss);
+        if loss == Loss::Power {
+            self.catalog.rebooted(host);
+            self.tell_orchestra(News::LostPower(host));
+        }
     }
 
     /// Cuts the power of two pods and moves a disk from one to the other. A pod keeps its last
@@ -544,6 +514,11 @@ impl World {
     /// Breaks the connection of a client.
     pub fn hang_up(&mut self, client: usize) {
         self.attached[client].client.hang_up();
+        self.wake_client(client);
+    }
+
+    /// A client has got something to do.
+    pub fn wake_client(&mut self, client: usize) {
         self.kernel.borrow_mut().wake(self.shape.pods + client, Duration::from_millis(1));
     }
 
@@ -561,8 +536,9 @@ impl World {
 
     /// No more is asked by clients that are fenced, or are about to be.
     fn retire_fenced(&mut self) {
-        for attached in self.attached.iter_mut().filter(|attached| attached.client.may_be_fenced) {
-            attached.client.retire();
+        let clients = self.attached.iter_mut().map(|attached| &mut attached.client);
+        for client in clients.filter(|client| client.may_be_fenced && client.is_free()) {
+            client.retire();
         }
     }
 
@@ -679,8 +655,11 @@ impl World {
         for round in std::mem::take(&mut self.catalog.rounds) {
             self.send_round(round);
         }
-        for Ended::Created(volume) in std::mem::take(&mut self.catalog.ended) {
-            self.attach_to(&volume);
+        for ended in std::mem::take(&mut self.catalog.ended) {
+            match ended {
+                Ended::Created(volume) => self.attach_to(&volume),
+                Ended::Told(ask, told) => self.tell_orchestra(News::Told(ask, told)),
+            }
         }
     }
 
@@ -688,7 +667,7 @@ impl World {
     fn attach_to(&mut self, volume: &NewVolume) {
         let NewVolume { name, number, shards, blocks_per_shard, closed, .. } = volume;
         if *closed {
-            return;
+            return self.tell_orchestra(News::Born(name.clone()));
         }
         let (blocks, pods) = (shards * blocks_per_shard, self.shape.pods);
         match number {
@@ -754,6 +733,9 @@ impl World {
     }
 
     fn run_client(&mut self, number: usize) {
+        if self.still.contains(&number) {
+            return;
+        }
         let Attached { client, front, roams, .. } = &mut self.attached[number];
         let mut rng = self.kernel.borrow_mut().rng.clone();
         if *roams && client.is_idle() {

@@ -181,7 +181,9 @@ pub(super) fn confirm(
     for (attachment, it) in all {
         let key = (id, attachment);
         match it.ends_with {
-            Some(end) if end <= generation => tables.remove::<Attachment>(&key),
+            Some(end) if end <= generation || planted!(ForgottenEarly) => {
+                tables.remove::<Attachment>(&key);
+            }
             Some(_) => {}
             None if it.active => {}
             None if attachment.0 <= generation.0 || planted!(ActiveEarly) => {

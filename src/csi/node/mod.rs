@@ -5,7 +5,7 @@
 mod devices;
 mod file_system;
 mod look;
-mod making;
+pub mod making;
 mod parts;
 mod publish;
 mod report;

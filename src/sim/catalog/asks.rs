@@ -13,8 +13,9 @@ use crate::control::registration::REGISTER_AGAIN_AFTER;
 use crate::control::reports::{Pods as Reported, Use};
 use crate::control::state::rows::Class;
 use crate::control::state::{CatalogError, CatalogState};
-use crate::sim::catalog::call::{Ask, Call, Ended, NewVolume, Verdict, What};
+use crate::sim::catalog::call::{Ask, COPY, Call, Ended, NewVolume, Verdict, What};
 use crate::sim::catalog::network::Packet;
+use crate::sim::catalog::orders::{Order, Told};
 use crate::sim::catalog::pod::Waiting;
 use crate::sim::catalog::{Catalog, Event, Pods, node_of, pod_uid};
 use crate::sim::names::{Host, host_of, pod_id};
@@ -27,10 +28,28 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 impl Catalog {
-    pub fn ask(&mut self, what: What) {
+    /// Returns the number of the request.
+    pub fn ask(&mut self, what: What) -> usize {
         let number = self.asks.len();
         self.asks.push(Ask { what, attempt: 0, is_done: false });
         self.schedule(Duration::ZERO, Event::Ask(number, 0));
+        number
+    }
+
+    /// Who has asked is dead. The calls that have left still arrive.
+    pub fn abandon(&mut self, number: usize) {
+        self.asks[number].is_done = true;
+    }
+
+    /// A call of this request was stuck somewhere, and arrives then.
+    pub fn arrives_again(&mut self, number: usize, after: Duration) {
+        self.schedule(after, Event::Copy(number));
+    }
+
+    /// The late copy of a call arrives, through some pod.
+    pub(super) fn copy(&mut self, number: usize, pods: &Pods<'_>) {
+        let via = self.rng.below(self.pods.len() as u64) as Host;
+        self.pass_on(number, COPY, via, pods);
     }
 
     /// Describes the open requests.
@@ -86,19 +105,25 @@ impl Catalog {
             },
             _ => via,
         };
+        let is_on_its_way = self.pass_on(number, attempt, via, pods);
+        let patience = if is_on_its_way { ATTEMPT_WITHIN } else { LOOK_EVERY };
+        self.schedule(patience, Event::Ask(number, attempt));
+    }
+
+    /// A pod serves a call, or passes it on to the leader. False: it knows no leader.
+    fn pass_on(&mut self, number: usize, attempt: u64, via: Host, pods: &Pods<'_>) -> bool {
         let pod = &self.pods[via];
         let call = Call { ask: number, attempt, from: via, life: pod.life };
-        let mut patience = LOOK_EVERY;
-        if pod.is_up && !pods.is_stopped(via) {
-            if pod.leads() {
-                patience = ATTEMPT_WITHIN;
-                self.serve(via, call);
-            } else if let Some(leader) = pod.leader(pod_id(via)) {
-                patience = ATTEMPT_WITHIN;
-                self.send(via, host_of(leader), Packet::Call(call));
-            }
+        if !pod.is_up || pods.is_stopped(via) {
+            return false;
         }
-        self.schedule(patience, Event::Ask(number, attempt));
+        if pod.leads() {
+            self.serve(via, call);
+            return true;
+        }
+        let Some(leader) = pod.leader(pod_id(via)) else { return false };
+        self.send(via, host_of(leader), Packet::Call(call));
+        true
     }
 
     /// The pod that `host` asks for admission to the cluster; `None` before its time. Pods join one
@@ -136,7 +161,7 @@ impl Catalog {
             }
             What::Join { host: of, .. } => {
                 let addresses = self.pods[*of].addresses.expect("every pod has an address");
-                let (uid, node) = (pod_uid(*of), node_of(*of));
+                let (uid, node) = (pod_uid(*of), self.node(*of, self.pods[*of].life));
                 Some(CatalogCommand::Join { uid, addresses, node, newest: self.pods[*of].newest })
             }
             What::Undelete { name, volume } => {
@@ -159,6 +184,7 @@ impl Catalog {
                 let (volume, node) = (*volume, node_of(*of).name);
                 Some(CatalogCommand::Unpublish { request_id, volume, node })
             }
+            What::Order(order) => order.command(),
             What::Register { .. } | What::Create(_) | What::Grow { .. } => None,
         };
         let pod = &mut self.pods[host];
@@ -195,7 +221,18 @@ impl Catalog {
                 self.decide(host, call);
             }
             (Waiting::CatalogCommand(call), Answer::Proposal(_, result)) => {
+                let order = match &self.asks[call.ask].what {
+                    What::Order(order) => Some(order.clone()),
+                    _ => None,
+                };
+                if let (Some(order), Ok(outcome)) = (&order, &result) {
+                    self.pods[host].carried_out(call, order, *outcome);
+                    return self.answer_orders(host);
+                }
                 let verdict = match result {
+                    Err(AskError::Refused(error)) if order.is_some() => {
+                        Verdict::Told(Told::Refused(error))
+                    }
                     Ok(outcome) => Verdict::Done(outcome),
                     Err(AskError::Refused(CatalogError::StalePlacement)) => Verdict::Again,
                     Err(AskError::Refused(error)) => Verdict::Refused(error),
@@ -216,9 +253,9 @@ impl Catalog {
         let Some(state) = pod.state() else { return self.reply(host, call, Verdict::Again) };
         let reports = pod.reports.pods(now);
         let decided = match &self.asks[call.ask].what {
-            What::Register { host: of, disks, .. } => {
+            What::Register { host: of, disks, life } => {
                 let newest = self.pods[*of].newest;
-                let (of, uid, node) = (pod_id(*of), pod_uid(*of), node_of(*of));
+                let (of, uid, node) = (pod_id(*of), pod_uid(*of), self.node(*of, *life));
                 let holder = |new: &NewDisk| {
                     let known = state.disks.get(&new.disk).filter(|known| known.pod != of);
                     known.is_some_and(|known| pod.reports.uses(now, known.pod, new.disk) != Use::No)
@@ -246,6 +283,15 @@ impl Catalog {
                 Some(outcome) => Err(Verdict::Done(outcome)),
                 None => grown(name, *shards, call.request_id(), state, reports),
             },
+            What::Order(Order::Report { node, has_no_device }) => {
+                match Order::is_known(state, node, *has_no_device) {
+                    true => Err(Verdict::Told(Told::Done)),
+                    false => {
+                        let (node, has_no_device) = (node.clone(), *has_no_device);
+                        Ok(CatalogCommand::ReportNode { node, has_no_device })
+                    }
+                }
+            }
             _ => unreachable!("proposed at once"),
         };
         match decided {
@@ -256,6 +302,14 @@ impl Catalog {
                 let id = member.propose(now, at_ms, command);
                 pod.waiting.insert(id, Waiting::CatalogCommand(call));
             }
+        }
+    }
+
+    /// Answers the orders of which the shards have done their part.
+    pub(super) fn answer_orders(&mut self, host: Host) {
+        for (call, told) in self.pods[host].take_told() {
+            let verdict = told.map_or(Verdict::Again, Verdict::Told);
+            self.reply(host, call, verdict);
         }
     }
 
@@ -286,6 +340,11 @@ impl Catalog {
                 ask.is_done = true;
                 return;
             }
+            (Verdict::Told(told), _) => {
+                self.ended.push(Ended::Told(call.ask, told.clone()));
+                ask.is_done = true;
+                return;
+            }
             (Verdict::Refused(error), what) => panic!("{what:?} was refused: {error}"),
             (Verdict::Done(outcome), what) => {
                 match what {
@@ -306,6 +365,7 @@ impl Catalog {
                         return self.joined(host, life);
                     }
                     What::DeleteNothing => panic!("nothing was deleted"),
+                    What::Order(_) => unreachable!("orders have answers of their own"),
                 }
                 ask.is_done = true;
                 return;

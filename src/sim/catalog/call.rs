@@ -3,6 +3,7 @@
 use crate::control::command::{NewDisk, Outcome};
 use crate::control::state::CatalogError;
 use crate::level::Level;
+use crate::sim::catalog::orders::{Order, Told};
 use crate::sim::names::Host;
 use crate::types::{AccessSet, Uuid, VolumeId};
 use crate::worker::AccessAnswer;
@@ -66,6 +67,8 @@ pub enum What {
     RaiseLevel(Level),
     /// Changes nothing, but adds an entry to the log.
     DeleteNothing,
+    /// Of an orchestrator, or of a node's plugin.
+    Order(Order),
 }
 
 /// A round of an access set, for the worker of a pod.
@@ -96,6 +99,9 @@ pub struct Call {
     pub life: u64,
 }
 
+/// The attempt of a late copy: nobody waits for its answer.
+pub const COPY: u64 = 0;
+
 impl Call {
     /// The request id, the same in all attempts.
     pub fn request_id(&self) -> String {
@@ -107,6 +113,8 @@ impl Call {
 #[derive(Clone, Debug)]
 pub enum Verdict {
     Done(Outcome),
+    /// The answer to an order.
+    Told(Told),
     Refused(CatalogError),
     /// This pod cannot answer, or not now.
     Again,
@@ -118,4 +126,6 @@ pub enum Verdict {
 #[derive(Debug)]
 pub enum Ended {
     Created(NewVolume),
+    /// The order with this number.
+    Told(usize, Told),
 }

@@ -64,6 +64,7 @@ fn attach(world: &mut World, attachment: Uuid) -> usize {
         may_be_lost: false,
         may_time_out: false,
         read_only: false,
+        is_one_line: false,
     };
     let client = world.add_client(target, NAME, 0, true);
     grow_client(world, client, blocks(world));

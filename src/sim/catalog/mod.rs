@@ -10,6 +10,7 @@ mod growth_test;
 #[cfg(test)]
 mod helped_test;
 mod network;
+mod orders;
 mod pod;
 #[cfg(test)]
 mod recovery_test;
@@ -37,6 +38,7 @@ use crate::level::{Levels, NEWEST};
 use crate::sim::catalog::call::Ask;
 pub use crate::sim::catalog::call::{Ended, NewVolume, Round, What};
 use crate::sim::catalog::network::{Packet, fate};
+pub use crate::sim::catalog::orders::{Order, Told};
 use crate::sim::catalog::pod::ControlPod;
 use crate::sim::catalog::store::Database;
 use crate::sim::checks::catalog::CatalogCheck;
@@ -69,6 +71,8 @@ enum Event {
     },
     /// Starts the next attempt, unless there was a newer one.
     Ask(usize, u64),
+    /// A late copy of a request arrives.
+    Copy(usize),
     /// A request that changes little; repeated at this interval.
     Chatter(Duration),
 }
@@ -96,6 +100,9 @@ pub struct Catalog {
     events: BTreeMap<u64, Event>,
     next_event: u64,
     asks: Vec<Ask>,
+    /// The lives of each pod with which its machine began another boot; `None`: nobody asks for
+    /// boots.
+    boots: Option<Vec<Vec<u64>>>,
     /// Events and rounds that the world has not taken yet.
     pub ended: Vec<Ended>,
     pub rounds: Vec<Round>,
@@ -160,6 +167,7 @@ impl Catalog {
             events: BTreeMap::new(),
             next_event: 0,
             asks: Vec::new(),
+            boots: None,
             ended: Vec::new(),
             rounds: Vec::new(),
             is_closing: false,
@@ -170,6 +178,25 @@ impl Catalog {
             catalog.schedule(every, Event::Chatter(every));
         }
         catalog
+    }
+
+    /// From now on the machines of pods have boots.
+    pub fn count_boots(&mut self) {
+        self.boots = Some(vec![Vec::new(); self.pods.len()]);
+    }
+
+    /// The machine of a pod that is down starts anew.
+    pub fn rebooted(&mut self, host: Host) {
+        if let Some(boots) = &mut self.boots {
+            boots[host].push(self.pods[host].life + 1);
+        }
+    }
+
+    /// The machine of a pod, in this life of the pod.
+    fn node(&self, host: Host, life: u64) -> NewNode {
+        let Some(boots) = &self.boots else { return node_of(host) };
+        let boot = boots[host].iter().filter(|begun| **begun <= life).count();
+        NewNode { boot_id: boot_id(host, boot as u64), ..node_of(host) }
     }
 
     /// A pod starts, with these disks.
@@ -238,6 +265,7 @@ impl Catalog {
         match event {
             Event::Chatter(every) => self.chatter(every),
             Event::Ask(number, attempt) => self.attempt(number, attempt, pods),
+            Event::Copy(number) => self.copy(number, pods),
             Event::Tick(host, life) if self.pods[host].life == life && self.pods[host].is_up => {
                 let mut next = TICK_EVERY;
                 if !pods.is_stopped(host) {
@@ -482,8 +510,17 @@ fn pod_uid(host: Host) -> Uuid {
     Uuid([0xf0 + host as u8; 16])
 }
 
+/// The name of a machine, and the id of one of its boots. Those of pods have the pods' numbers.
+pub fn node_name(number: usize) -> String {
+    format!("node-{number}")
+}
+
+pub fn boot_id(number: usize, boot: u64) -> String {
+    format!("boot-{boot}-of-{number}")
+}
+
 /// The machine of a pod.
 fn node_of(host: Host) -> NewNode {
-    let name = format!("node-{host}");
+    let name = node_name(host);
     NewNode { name, boot_id: String::new(), labels: BTreeMap::new() }
 }

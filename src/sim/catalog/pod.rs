@@ -10,7 +10,7 @@ use raft::eraftpb::Message;
 
 use crate::control::access::AccessRounds;
 use crate::control::catalog_member::{AskId, CatalogMember, Kept, Outbound, Published};
-use crate::control::command::{Addresses, NewDisk};
+use crate::control::command::{Addresses, NewDisk, Outcome};
 use crate::control::membership::{Step, step, unborn};
 use crate::control::reconcile::Action;
 use crate::control::reports::Table;
@@ -24,6 +24,7 @@ use crate::control::sync::wants::Wants;
 use crate::level::Level;
 use crate::sim::catalog::call::Call;
 use crate::sim::catalog::network::Packet;
+use crate::sim::catalog::orders::{Order, Told, Until};
 use crate::sim::catalog::store::{Database, Encoded, SimStorage};
 use crate::sim::names::Host;
 use crate::types::{BlockError, MemberId, Mono, PodId, VolumeId};
@@ -89,6 +90,8 @@ pub struct ControlPod {
     pub member: Option<SimMember>,
     pub outbox: Outbox,
     pub waiting: BTreeMap<AskId, Waiting>,
+    /// Orders that were carried out, until shards have done their part.
+    pub orders: Vec<(Call, Until)>,
     /// The known pods of catalog members.
     pub places: BTreeMap<MemberId, PodId>,
     /// The leader as another pod reported it.
@@ -246,5 +249,46 @@ impl ControlPod {
                 true
             }
         }
+    }
+
+    /// The leader has carried out an order.
+    pub fn carried_out(&mut self, call: Call, order: &Order, outcome: Outcome) {
+        let Some(state) = self.state() else { return };
+        let until = match (order, outcome) {
+            (Order::Publish { .. }, Outcome::Attachment(volume, id)) => Until::Active((volume, id)),
+            (Order::Claim { volume, .. }, Outcome::Attachment(_, attachment)) => {
+                let record = state.volumes.get(volume).and_then(|it| it.file_system);
+                let found = state.attachments.get(&(*volume, attachment));
+                Until::Told(match found {
+                    Some(found) => Told::Claimed { uid: found.uid, attachment, record },
+                    None => Told::Gone,
+                })
+            }
+            (Order::Unpublish { volume, node, .. }, _) => {
+                let ending = state.attachments_of(*volume);
+                let ending = ending.filter(|(_, it)| it.node == *node && it.ends_with.is_some());
+                Until::Ended(ending.map(|(id, _)| (*volume, id)).collect())
+            }
+            (_, _) => Until::Told(Told::Done),
+        };
+        self.orders.push((call, until));
+    }
+
+    /// Takes the answers that are due; `None`: another pod leads by now.
+    pub fn take_told(&mut self) -> Vec<(Call, Option<Told>)> {
+        let orders = std::mem::take(&mut self.orders);
+        let state = self.state().filter(|_| self.leads()).cloned();
+        let mut answers = Vec::new();
+        for (call, until) in orders {
+            let told = match &state {
+                None => Some(None),
+                Some(state) => until.told(state).map(Some),
+            };
+            match told {
+                Some(told) => answers.push((call, told)),
+                None => self.orders.push((call, until)),
+            }
+        }
+        answers
     }
 }

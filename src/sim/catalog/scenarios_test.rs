@@ -50,6 +50,7 @@ impl Scenario {
             further_volumes: 0,
             further_shards: None,
             handed_shards: 0,
+            workloads: 0,
             wire: None,
             io_timeout: None,
             pods,

@@ -65,6 +65,7 @@ impl Catalog {
         let at_ms = self.wall_ms();
         let begun = self.pods[host].access_rounds(host, now, at_ms);
         self.rounds.extend(begun);
+        self.answer_orders(host);
         if now >= self.pods[host].reconcile_at {
             self.reconcile(host);
         }

@@ -18,7 +18,7 @@ use crate::control::state::rebirth::NUMBERS_PER_HISTORY;
 use crate::control::state::rows::{RowChange, RowKey, Volume};
 use crate::control::state::view::view as view_of;
 use crate::log::LogEntry;
-use crate::types::{Generation, MemberId, ShardId};
+use crate::types::{Generation, MemberId, ShardId, VolumeId};
 use crate::view::ClusterView;
 
 /// See the module.
@@ -42,6 +42,8 @@ pub struct CatalogCheck {
     ids: [Ids; 4],
     created: BTreeSet<String>,
     deleted: BTreeSet<String>,
+    /// Volumes that have had a file system.
+    made: BTreeSet<VolumeId>,
     /// Shards that clients may use by now, of volumes that were smaller before, and the newest
     /// generation of the access set then.
     grown: Vec<(ShardId, Generation)>,
@@ -83,6 +85,7 @@ impl CatalogCheck {
             ids: Default::default(),
             created: BTreeSet::new(),
             deleted: BTreeSet::new(),
+            made: BTreeSet::new(),
             grown: Vec::new(),
             rows: state.rows().collect(),
             state,
@@ -176,7 +179,10 @@ impl CatalogCheck {
                 CatalogCommand::Grown { volume, .. } => self.state.volumes.get(volume).cloned(),
                 _ => None,
             };
+            let records = self.records_as_holder(&command);
             let applied = self.state.apply(at_ms, command);
+            let is_right = applied.outcome.is_err() || records != Some(false);
+            assert!(is_right, "a node without the volume has recorded a file system");
             if let Some(smaller) = grows {
                 self.note_growth(&smaller);
             }
@@ -189,6 +195,29 @@ impl CatalogCheck {
             assert_eq!(first, None, "one proposal is in the log twice");
         }
         self.entries.push((what, self.state.fingerprint()));
+    }
+
+    /// Whether a command that records a file system comes from the one that has the volume. `None`:
+    /// it is another command.
+    fn records_as_holder(&self, command: &CatalogCommand) -> Option<bool> {
+        let CatalogCommand::RecordFileSystem { volume, node, attachment, .. } = command else {
+            return None;
+        };
+        let mut all = self.state.attachments_of(*volume);
+        Some(all.any(|(_, it)| {
+            let is_whole = it.active && it.ends_with.is_none();
+            it.uid == *attachment && it.node == *node && is_whole
+        }))
+    }
+
+    /// Rule `a-volume-is-formatted-once`: what was recorded as made stays so.
+    fn note_file_systems(&mut self) {
+        for (id, volume) in self.state.volumes.iter() {
+            match volume.file_system.is_some_and(|it| it.made) {
+                true => drop(self.made.insert(*id)),
+                false => assert!(!self.made.contains(id), "{id:?} gets another file system"),
+            }
+        }
     }
 
     fn note_growth(&mut self, before: &Volume) {
@@ -221,6 +250,7 @@ impl CatalogCheck {
         if state.revision() != self.view.revision {
             self.view = Arc::new(view_of(state));
         }
+        self.note_file_systems();
     }
 
     /// The cluster as of the newest command that any member has carried out.

@@ -70,7 +70,9 @@ use crate::store::lane::Space;
 use crate::store::messages::{IndexEdit, IndexJob, LaneFile, MemberRecord, Slot};
 use crate::store::superblock::Superblock;
 use crate::store::wal::format::{Batch, FormatError, Keys, decode, decode_fixed};
-use crate::types::{EXTENT_BYTES, Generation, MemberId, Mono, ShardId, ShardOp, Uuid};
+use crate::types::{
+    AttachmentId, EXTENT_BYTES, Generation, MemberId, Mono, ShardId, ShardOp, Uuid,
+};
 use crate::view::ClusterView;
 use crate::worker::Backlog;
 
@@ -206,6 +208,21 @@ impl Checks {
             )
         });
         self.note(checked);
+    }
+
+    /// The access set of a shard, as of all applied entries: its generation, and whether it has an
+    /// attachment.
+    pub fn generation(&self, shard: ShardId) -> Generation {
+        self.sessions.generation(shard)
+    }
+
+    pub fn admits(&self, shard: ShardId, attachment: AttachmentId) -> bool {
+        self.sessions.admits(shard, attachment)
+    }
+
+    /// Somebody else has found a violation.
+    pub fn found(&mut self, what: Wrong) {
+        self.note(Err(what));
     }
 
     /// A member's record is committed to the index. True: it clears the resyncing flag.

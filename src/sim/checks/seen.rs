@@ -33,11 +33,16 @@ pub struct Seen {
     /// Changes of the holder of a closed volume, and requests of fenced clients that got errors.
     pub handovers: u64,
     pub fenced: u64,
+    /// Times that a workload was brought to a machine, file systems that were made there, and
+    /// machines that were declared lost.
+    pub brought: u64,
+    pub made: u64,
+    pub lost: u64,
 }
 
 impl Seen {
     /// Names and values of all counters.
-    pub fn all(&self) -> [(&'static str, u64); 13] {
+    pub fn all(&self) -> [(&'static str, u64); 16] {
         [
             ("terms", self.terms),
             ("laps", self.laps),
@@ -52,6 +57,9 @@ impl Seen {
             ("full disks", self.full),
             ("handovers", self.handovers),
             ("fenced requests", self.fenced),
+            ("workloads brought", self.brought),
+            ("file systems made", self.made),
+            ("machines lost", self.lost),
         ]
     }
 
@@ -83,6 +91,9 @@ impl AddAssign for Seen {
         self.full += other.full;
         self.handovers += other.handovers;
         self.fenced += other.fenced;
+        self.brought += other.brought;
+        self.made += other.made;
+        self.lost += other.lost;
     }
 }
 

@@ -143,6 +143,13 @@ impl SessionChecks {
         seen.access.as_ref().map_or(&seen.birth, |account| &account.set).generation
     }
 
+    /// True when the access set of a shard has the attachment, as of all applied entries.
+    pub fn admits(&self, shard: ShardId, attachment: AttachmentId) -> bool {
+        let Some(seen) = self.shards.get(&shard) else { return false };
+        let set = seen.access.as_ref().map_or(&seen.birth, |account| &account.set);
+        set.grants.iter().any(|grant| grant.attachment == attachment)
+    }
+
     /// An entry is durable in some log of the shard for the first time.
     pub fn logged(&mut self, shard: ShardId, entry: &FoundEntry) {
         let Ok((origin, command)) = command::decode(&entry.context) else { return };
