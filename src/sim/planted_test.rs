@@ -46,9 +46,9 @@ const FOUND_BY_SEEDS: &[(Mistake, u64)] = &[
     (Mistake::FencedIdAdmitted, 60),
     (Mistake::GrantByMajority, 60),
     (Mistake::FenceAnswersEarly, 60),
-    (Mistake::ActiveEarly, 60),
-    (Mistake::ForgottenEarly, 60),
-    (Mistake::FormattedTwice, 60),
+    (Mistake::ActiveEarly, 250),
+    (Mistake::ForgottenEarly, 250),
+    (Mistake::FormattedTwice, 100),
     (Mistake::OverlapNotOrdered, 20),
     (Mistake::ResentThroughSecondConnection, 12),
     (Mistake::MetaNotStored, 12),
@@ -90,6 +90,7 @@ const FOUND_BY_HEAVY_SEEDS: &[(Mistake, Theme, u64)] = &[
 /// Mistakes that no seed found within 300, and the scenario that finds each.
 const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
     (Mistake::RoundsUnaided, "rounds_reach_what_the_leader_does_not"),
+    (Mistake::OldLineGoesOn, "nothing_of_a_line_is_executed_after_it_was_opened_anew"),
     (Mistake::BegunIsTrusted, "a_file_system_is_made_once"),
     (Mistake::NewShardsForgotten, "new_shards_are_part_of_every_shard"),
     (Mistake::GrownEarly, "shards_that_are_not_ready_are_noticed"),

@@ -45,7 +45,7 @@ use crate::sim::checks::catalog::CatalogCheck;
 use crate::sim::kernel::Kernel;
 use crate::sim::names::{DiskNumber, Host, disk_id, host_of, pod_id};
 use crate::sim::rng::Rng;
-use crate::types::{Generation, MemberId, Mono, ShardId, Uuid, VolumeId};
+use crate::types::{AttachmentId, Generation, MemberId, Mono, ShardId, Uuid, VolumeId};
 use crate::view::{ClusterView, PodReport};
 use crate::worker::Resolution;
 
@@ -374,6 +374,11 @@ impl Catalog {
     /// The cluster as of the newest command that any member has applied.
     pub fn view(&self) -> &Arc<ClusterView> {
         self.check.view()
+    }
+
+    /// True until every shard is said to be without the attachment.
+    pub fn knows(&self, volume: VolumeId, attachment: AttachmentId) -> bool {
+        self.check.state().attachments.get(&(volume, attachment)).is_some()
     }
 
     /// Whether a pod gets a newer view now: half of the time, or always with `all`.

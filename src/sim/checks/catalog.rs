@@ -232,7 +232,6 @@ impl CatalogCheck {
     }
 
     /// The state after the newest command that any member has carried out.
-    #[cfg(test)]
     pub fn state(&self) -> &CatalogState {
         &self.state
     }

@@ -210,14 +210,13 @@ impl Checks {
         self.note(checked);
     }
 
-    /// The access set of a shard, as of all applied entries: its generation, and whether it has an
-    /// attachment.
+    /// The access set of a shard, as of all applied entries: its generation, and its attachments.
     pub fn generation(&self, shard: ShardId) -> Generation {
         self.sessions.generation(shard)
     }
 
-    pub fn admits(&self, shard: ShardId, attachment: AttachmentId) -> bool {
-        self.sessions.admits(shard, attachment)
+    pub fn admitted(&self, shard: ShardId) -> Vec<AttachmentId> {
+        self.sessions.admitted(shard)
     }
 
     /// Somebody else has found a violation.

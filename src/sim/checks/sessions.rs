@@ -143,11 +143,11 @@ impl SessionChecks {
         seen.access.as_ref().map_or(&seen.birth, |account| &account.set).generation
     }
 
-    /// True when the access set of a shard has the attachment, as of all applied entries.
-    pub fn admits(&self, shard: ShardId, attachment: AttachmentId) -> bool {
-        let Some(seen) = self.shards.get(&shard) else { return false };
+    /// The attachments in the access set of a shard, as of all applied entries.
+    pub fn admitted(&self, shard: ShardId) -> Vec<AttachmentId> {
+        let Some(seen) = self.shards.get(&shard) else { return Vec::new() };
         let set = seen.access.as_ref().map_or(&seen.birth, |account| &account.set);
-        set.grants.iter().any(|grant| grant.attachment == attachment)
+        set.grants.iter().map(|grant| grant.attachment).collect()
     }
 
     /// An entry is durable in some log of the shard for the first time.

@@ -8,10 +8,12 @@ use crate::sim::client::Step;
 use crate::sim::orchestra::workload::{Grant, Stage};
 use crate::sim::orchestra::{Asker, Device, LEFT_FOR, NEWEST_CALLS, Orchestra, wrong};
 use crate::sim::world::World;
-use crate::types::{AttachmentId, Uuid};
+use crate::types::{AttachmentId, ShardId, Uuid};
 
 /// What is refused is tried again after this time.
 const AGAIN_AFTER: Duration = Duration::from_millis(300);
+/// How often a workload is not wanted any more before its volume is there: in one of so many looks.
+const UNWANTED_ONE_IN: u64 = 16;
 
 impl Orchestra {
     /// The next step of a workload.
@@ -44,11 +46,10 @@ impl Orchestra {
             | Stage::Claiming
             | Stage::Beginning
             | Stage::Recording
-            | Stage::Unpublishing => {
-                if let Some(told) = self.workloads[number].answer.take() {
-                    self.answered(number, told, world);
-                }
-            }
+            | Stage::Unpublishing => match self.workloads[number].answer.take() {
+                Some(told) => self.answered(number, told, world),
+                None => self.waits(number, world),
+            },
         }
     }
 
@@ -120,6 +121,16 @@ impl Orchestra {
         if !is_right {
             let (name, at) = (workload.name(), workload.node);
             wrong(world, format!("{name} at machine {at}, {stage:?}, was refused: {error:?}"));
+        }
+    }
+
+    /// A workload may not be wanted any more while its volume is being published.
+    fn waits(&mut self, number: usize, world: &mut World) {
+        let workload = &mut self.workloads[number];
+        if workload.stage == Stage::Publishing && self.rng.one_in(UNWANTED_ONE_IN) {
+            workload.loose.insert(workload.node);
+            workload.stage = Stage::Leaving;
+            self.abandon(number, world);
         }
     }
 
@@ -218,11 +229,8 @@ impl Orchestra {
             return;
         }
         let (attachment, volume, name) = (grant.attachment, workload.volume(), workload.name());
-        let knows = world
-            .shards_of(volume)
-            .into_iter()
-            .find(|shard| world.checks.borrow().admits(*shard, attachment));
-        if let Some(shard) = knows {
+        let admits = |shard: &ShardId| world.checks.borrow().admitted(*shard).contains(&attachment);
+        if let Some(shard) = world.shards_of(volume).into_iter().find(admits) {
             wrong(world, format!("{name} has lost {attachment:?}, and {shard:?} admits it"));
         }
         let stays = Duration::from_millis(self.rng.below(LEFT_FOR.as_millis() as u64));
@@ -257,6 +265,14 @@ impl Orchestra {
     /// The API says that the machine has the volume no more.
     fn taken(&mut self, number: usize, world: &mut World) {
         let workload = &self.workloads[number];
+        let volume = workload.volume();
+        for shard in world.shards_of(volume) {
+            let admitted = world.checks.borrow().admitted(shard);
+            let is_forgotten = |id: &&AttachmentId| !world.catalog.knows(volume, **id);
+            if let Some(id) = admitted.iter().find(is_forgotten) {
+                wrong(world, format!("{shard:?} admits {id:?}, which the catalog has forgotten"));
+            }
+        }
         let mine = workload.grants.iter().filter(|grant| grant.node == workload.node);
         let mine: Vec<Uuid> = mine.map(|grant| grant.uid).collect();
         mine.into_iter().for_each(|uid| self.fenced(number, uid, world));

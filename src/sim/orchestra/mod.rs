@@ -192,7 +192,17 @@ impl Orchestra {
         }
         self.clean_up(world);
         for number in 0..self.workloads.len() {
+            let before = self.workloads[number].stage;
             self.act(number, world);
+            let workload = &self.workloads[number];
+            let (stage, node) = (workload.stage, workload.node);
+            if stage != before {
+                let mut kernel = world.kernel.borrow_mut();
+                let (now, what) = (kernel.now, [5, number as u64, node as u64]);
+                kernel.trace.note(now, &what, || {
+                    format!("{} at machine {node} is {stage:?}", workload.name())
+                });
+            }
         }
     }
 
