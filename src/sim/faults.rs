@@ -73,13 +73,13 @@ pub enum Fault {
         further: usize,
         after: Duration,
     },
-    /// The devices of a machine do nothing, and go on later.
+    /// The devices of a node do nothing, and go on later.
     NodeStops(usize),
-    /// What the devices of a machine send is lost, and so is what is sent to them.
+    /// What the devices of a node send is lost, and so is what is sent to them.
     NodeCut(usize),
-    /// A machine is declared lost, whether it is or not.
+    /// A node is declared lost, whether it is or not.
     NodeLost(usize),
-    /// A machine without a pod starts anew. (One with a pod does when the pod loses power.)
+    /// A node without a pod starts anew. (One with a pod does when the pod loses power.)
     NodeReboots(usize),
     /// The plugin that is busy with a workload starts anew.
     PluginDies(usize),
@@ -105,7 +105,7 @@ impl Fault {
     }
 
     /// The orchestrator knows what it means.
-    pub fn is_of_machine(&self) -> bool {
+    pub fn is_of_node(&self) -> bool {
         matches!(
             self,
             Fault::NodeStops(_)
@@ -168,7 +168,7 @@ pub struct Targets {
     /// The only disk that may lose data.
     pub bad_disk: DiskNumber,
     pub clients: usize,
-    /// Workloads of an orchestrator, and machines: those of the pods, and others.
+    /// Workloads of an orchestrator, and nodes: those of the pods, and others.
     pub workloads: usize,
     pub nodes: usize,
 }
@@ -224,7 +224,7 @@ pub fn draw(plan: Plan, seed: u64, targets: Targets, until: Duration) -> Vec<Pla
         planned.extend(ambushes(seed, targets, until));
     }
     if plan == Plan::Mixed && targets.workloads > 0 {
-        planned.extend(of_machines(seed, targets, until));
+        planned.extend(of_nodes(seed, targets, until));
     }
     planned
 }
@@ -264,9 +264,9 @@ fn ambushes(seed: u64, targets: Targets, until: Duration) -> Vec<Planned> {
     (0..count).map(one).collect()
 }
 
-/// What happens to machines, and to those who bring workloads to them, with random numbers of its
+/// What happens to nodes, and to those who bring workloads to them, with random numbers of its
 /// own.
-fn of_machines(seed: u64, targets: Targets, until: Duration) -> Vec<Planned> {
+fn of_nodes(seed: u64, targets: Targets, until: Duration) -> Vec<Planned> {
     let mut rng = Rng::new(seed ^ 0x0de5);
     let Targets { pods, nodes, workloads, .. } = targets;
     let mut planned = Vec::new();

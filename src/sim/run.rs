@@ -160,7 +160,7 @@ const DRIFT_PPM_MAX: u64 = 30_000;
 struct Run {
     seed: u64,
     world: World,
-    /// Brings workloads to machines, in some runs.
+    /// Brings workloads to nodes, in some runs.
     orchestra: Option<Orchestra>,
     faults: Vec<(usize, Planned)>,
     faults_on: bool,
@@ -454,9 +454,9 @@ impl Run {
             }
             Fault::HangUp(client) => self.world.hang_up(client),
             Fault::Rot(disk, file, pages) => self.rot(disk, file, pages),
-            of_machine if of_machine.is_of_machine() => {
+            of_node if of_node.is_of_node() => {
                 if let Some(orchestra) = &mut self.orchestra {
-                    orchestra.begin(of_machine, &mut self.world);
+                    orchestra.begin(of_node, &mut self.world);
                 }
             }
             below => {
@@ -494,9 +494,9 @@ impl Run {
             Fault::CutOneWay(from, to) => {
                 self.world.kernel.borrow_mut().cut.retain(|cut| *cut != (from, to));
             }
-            of_machine if of_machine.is_of_machine() => {
+            of_node if of_node.is_of_node() => {
                 if let Some(orchestra) = &mut self.orchestra {
-                    orchestra.end(of_machine, &mut self.world);
+                    orchestra.end(of_node, &mut self.world);
                 }
             }
             // Instantaneous, or the kernel knows the end.

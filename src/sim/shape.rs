@@ -30,7 +30,7 @@ pub struct Shape {
     pub further_shards: Option<u64>,
     /// The shards of a closed volume whose holder changes; 0: there is none.
     pub handed_shards: u64,
-    /// Workloads that an orchestrator brings to machines, each with a closed volume of its own.
+    /// Workloads that an orchestrator brings to nodes, each with a closed volume of its own.
     pub workloads: usize,
     pub wal_bytes: u64,
     pub data_bytes: u64,

@@ -33,8 +33,8 @@ pub struct Seen {
     /// Changes of the holder of a closed volume, and requests of fenced clients that got errors.
     pub handovers: u64,
     pub fenced: u64,
-    /// Times that a workload was brought to a machine, file systems that were made there, and
-    /// machines that were declared lost.
+    /// Times that a workload was brought to a node, file systems that were made there, and
+    /// nodes that were declared lost.
     pub brought: u64,
     pub made: u64,
     pub lost: u64,
@@ -59,7 +59,7 @@ impl Seen {
             ("fenced requests", self.fenced),
             ("workloads brought", self.brought),
             ("file systems made", self.made),
-            ("machines lost", self.lost),
+            ("nodes lost", self.lost),
         ]
     }
 

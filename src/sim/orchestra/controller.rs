@@ -105,7 +105,7 @@ impl Orchestra {
             (Stage::Publishing, Some(CatalogError::Held { holder, .. })) => {
                 let mut nodes = 0..self.nodes.len();
                 let node = nodes.find(|node| node_name(*node) == *holder);
-                workload.node = node.expect("it is a machine");
+                workload.node = node.expect("it is a node");
                 (was_loose.contains(&workload.node), Stage::Leaving)
             }
             (Stage::Beginning, Some(CatalogError::Formatted { .. })) => {
@@ -120,7 +120,7 @@ impl Orchestra {
         workload.stage = next;
         if !is_right {
             let (name, at) = (workload.name(), workload.node);
-            wrong(world, format!("{name} at machine {at}, {stage:?}, was refused: {error:?}"));
+            wrong(world, format!("{name} at node {at}, {stage:?}, was refused: {error:?}"));
         }
     }
 
@@ -154,7 +154,7 @@ impl Orchestra {
         }
     }
 
-    /// Brings a workload to some machine.
+    /// Brings a workload to some node.
     fn choose(&mut self, number: usize, world: &mut World) {
         let node = self.rng.index(self.nodes.len());
         let view = world.catalog.view();
@@ -183,7 +183,7 @@ impl Orchestra {
         self.ask(number, order, Stage::Publishing, world);
     }
 
-    /// The API says that the machine has the volume.
+    /// The API says that the node has the volume.
     pub(super) fn granted(
         &mut self,
         number: usize,
@@ -262,7 +262,7 @@ impl Orchestra {
         self.ask(number, order, Stage::Unpublishing, world);
     }
 
-    /// The API says that the machine has the volume no more.
+    /// The API says that the node has the volume no more.
     fn taken(&mut self, number: usize, world: &mut World) {
         let workload = &self.workloads[number];
         let volume = workload.volume();

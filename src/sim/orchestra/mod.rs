@@ -1,14 +1,14 @@
-//! An orchestrator: it brings workloads to machines and takes them away again, through the
+//! An orchestrator: it brings workloads to nodes and takes them away again, through the
 //! simulated catalog, as Kubernetes does it with the CSI driver. Each workload has a closed volume
-//! of its own. The controller publishes it to a machine; the machine's plugin claims it, looks what
+//! of its own. The controller publishes it to a node; the node's plugin claims it, looks what
 //! is on it, makes a file system if there never was one, and lets the workload read and write.
 //!
 //! Everybody may die at any step and begin again. Machines stop, are cut off, start anew, and are
 //! declared lost while their clients still write. Calls arrive again, and late.
 //!
 //! What must be true is checked here: a file system is made once (rule
-//! `a-volume-is-formatted-once`); when the API says that a machine has a volume, or has it no more,
-//! every shard says so (rule `grant-waits-for-all-shards`), and no other machine has it.
+//! `a-volume-is-formatted-once`); when the API says that a node has a volume, or has it no more,
+//! every shard says so (rule `grant-waits-for-all-shards`), and no other node has it.
 
 mod controller;
 mod plugin;
@@ -22,12 +22,12 @@ use crate::sim::catalog::{NewVolume, Order, Told, What, boot_id, node_name};
 use crate::sim::disk::Loss;
 use crate::sim::faults::Fault;
 use crate::sim::names::Host;
-use crate::sim::orchestra::workload::{Stage, Workload};
+use crate::sim::orchestra::workload::{Stage, WorkloadState};
 use crate::sim::rng::Rng;
 use crate::sim::world::{News, WORKLOADS, World};
 use crate::types::{Mono, Uuid};
 
-/// A machine that was declared lost says so often what it has.
+/// A node that was declared lost says so often what it has.
 const REPORTS_EVERY: Duration = Duration::from_secs(2);
 /// What is left of an attachment stays for up to so long.
 const LEFT_FOR: Duration = Duration::from_secs(3);
@@ -36,7 +36,7 @@ const NEWEST_CALLS: usize = 5;
 /// How late they are, at most.
 const LATE_MS: u64 = 5_000;
 
-/// A machine, with or without a pod.
+/// A node, with or without a pod.
 #[derive(Default)]
 struct Node {
     boot: u64,
@@ -56,7 +56,7 @@ impl Node {
     }
 }
 
-/// A device of a machine: a client with an attachment.
+/// A device of a node: a client with an attachment.
 struct Device {
     uid: Uuid,
     workload: usize,
@@ -73,7 +73,7 @@ struct Device {
 /// Who waits for an answer.
 enum Asker {
     Workload(usize),
-    /// The machine reports, or is declared lost.
+    /// The node reports, or is declared lost.
     Report(usize),
     Loss(usize),
 }
@@ -81,7 +81,7 @@ enum Asker {
 /// See the module.
 pub struct Orchestra {
     rng: Rng,
-    workloads: Vec<Workload>,
+    workloads: Vec<WorkloadState>,
     nodes: Vec<Node>,
     devices: Vec<Device>,
     asks: BTreeMap<usize, Asker>,
@@ -89,7 +89,7 @@ pub struct Orchestra {
     names: u64,
     /// Every workload has to be there once more.
     is_finishing: bool,
-    /// File systems that were made, times that a workload was brought, machines declared lost.
+    /// File systems that were made, times that a workload was brought, nodes declared lost.
     pub made: u64,
     pub brought: u64,
     pub lost: u64,
@@ -100,8 +100,8 @@ impl Orchestra {
     pub fn new(seed: u64, world: &mut World) -> Orchestra {
         let mut rng = Rng::new(seed ^ 0x04c7);
         let (workloads, nodes) = (world.shape.workloads, world.shape.nodes());
-        let workloads: Vec<Workload> =
-            (0..workloads).map(|number| Workload::draw(number, &mut rng)).collect();
+        let workloads: Vec<WorkloadState> =
+            (0..workloads).map(|number| WorkloadState::draw(number, &mut rng)).collect();
         for workload in &workloads {
             let volume = NewVolume {
                 name: workload.name(),
@@ -147,7 +147,7 @@ impl Orchestra {
         }
     }
 
-    /// From now on every workload has to be brought to a machine once more, and to be well there.
+    /// From now on every workload has to be brought to a node once more, and to be well there.
     pub fn finish(&mut self) {
         self.is_finishing = true;
     }
@@ -200,7 +200,7 @@ impl Orchestra {
                 let mut kernel = world.kernel.borrow_mut();
                 let (now, what) = (kernel.now, [5, number as u64, node as u64]);
                 kernel.trace.note(now, &what, || {
-                    format!("{} at machine {node} is {stage:?}", workload.name())
+                    format!("{} at node {node} is {stage:?}", workload.name())
                 });
             }
         }
@@ -212,7 +212,7 @@ impl Orchestra {
         self.names
     }
 
-    /// A machine that was lost says whether it has old devices. So does one that is new.
+    /// A node that was lost says whether it has old devices. So does one that is new.
     fn report(&mut self, number: usize, world: &mut World) {
         let (now, every) = (world.now(), REPORTS_EVERY);
         let has_no_device =
@@ -243,13 +243,13 @@ impl Orchestra {
         }
     }
 
-    /// A machine was declared lost: its workloads go elsewhere.
+    /// A node was declared lost: its workloads go elsewhere.
     fn take_from(&mut self, node: usize) {
         for workload in self.workloads.iter_mut().filter(|workload| workload.node == node) {
             if workload.is_staged() {
                 workload.ask.take().map(|ask| self.asks.remove(&ask));
                 workload.answer = None;
-                // A controller may take what is lost from the machine, too, or just go on.
+                // A controller may take what is lost from the node, too, or just go on.
                 workload.stage = match self.rng.one_in(2) {
                     true => Stage::Away,
                     false => Stage::Leaving,
@@ -286,7 +286,7 @@ impl Orchestra {
                     world.catalog.arrives_again(*ask, after);
                 }
             }
-            other => unreachable!("{other:?} is no fault of a machine"),
+            other => unreachable!("{other:?} is no fault of a node"),
         }
     }
 
@@ -310,7 +310,7 @@ impl Orchestra {
         }
     }
 
-    /// Ends the faults of all machines.
+    /// Ends the faults of all nodes.
     pub fn heal(&mut self, world: &mut World) {
         for node in 0..self.nodes.len() {
             self.end(Fault::NodeStops(node), world);
@@ -318,7 +318,7 @@ impl Orchestra {
         }
     }
 
-    /// Both directions between the devices of a machine and all pods.
+    /// Both directions between the devices of a node and all pods.
     fn cuts(&self, node: usize, world: &World) -> Vec<(Host, Host)> {
         let pods = world.shape.pods;
         let mine = self.devices.iter().filter(|device| device.node == node);
@@ -326,7 +326,7 @@ impl Orchestra {
         hosts.flat_map(|host| (0..pods).flat_map(move |pod| [(host, pod), (pod, host)])).collect()
     }
 
-    /// What the machine has from now on may end at any time: the call may come late.
+    /// What the node has from now on may end at any time: the call may come late.
     fn declare_lost(&mut self, number: usize, world: &mut World) {
         let node = &mut self.nodes[number];
         if node.is_declared {
@@ -346,7 +346,7 @@ impl Orchestra {
         self.asks.insert(ask, Asker::Loss(number));
     }
 
-    /// The machine loses its memory, and with it its devices.
+    /// The node loses its memory, and with it its devices.
     fn loses_power(&mut self, node: usize, world: &mut World) {
         let pods = world.shape.pods;
         self.nodes[node].boot += 1;

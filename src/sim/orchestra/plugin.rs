@@ -1,4 +1,4 @@
-//! What the plugin of a machine does with a volume, in the order of `src/csi/node/stage.rs`: it
+//! What the plugin of a node does with a volume, in the order of `src/csi/node/stage.rs`: it
 //! claims the volume, looks what is on it, makes a file system if there never was one, and lets the
 //! workload use it.
 
@@ -218,7 +218,7 @@ impl Orchestra {
         }
     }
 
-    /// The machine has started anew: what it had of a workload is gone, but for the attachment.
+    /// The node has started anew: what it had of a workload is gone, but for the attachment.
     pub(super) fn stage_again(&mut self, number: usize) {
         let workload = &mut self.workloads[number];
         if workload.is_staged() {
@@ -227,7 +227,7 @@ impl Orchestra {
         }
     }
 
-    /// What the plugin of a machine had begun stays as it is.
+    /// What the plugin of a node had begun stays as it is.
     pub(super) fn plugin_dies(&mut self, number: usize, world: &mut World) {
         let after = Duration::from_millis(self.rng.below(DEAD_MS));
         if !self.workloads[number].is_in_plugin() {

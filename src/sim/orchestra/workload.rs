@@ -13,7 +13,7 @@ use crate::types::{AttachmentId, Mono, Uuid, VolumeId};
 pub enum Stage {
     /// Its volume is not there yet.
     Unborn,
-    /// No machine has it.
+    /// No node has it.
     Away,
     Publishing,
     /// The plugin begins.
@@ -26,7 +26,7 @@ pub enum Stage {
     Recording,
     /// It reads and writes.
     Used,
-    /// It is about to be taken from its machine.
+    /// It is about to be taken from its node.
     Leaving,
     Unpublishing,
     /// It was well at the end of the run.
@@ -44,7 +44,7 @@ pub struct Grant {
 }
 
 /// See the module.
-pub struct Workload {
+pub struct WorkloadState {
     pub number: usize,
     pub shards: u64,
     pub blocks_per_shard: u64,
@@ -76,9 +76,9 @@ pub struct Workload {
     pub is_last: bool,
 }
 
-impl Workload {
-    pub fn draw(number: usize, rng: &mut Rng) -> Workload {
-        Workload {
+impl WorkloadState {
+    pub fn draw(number: usize, rng: &mut Rng) -> WorkloadState {
+        WorkloadState {
             number,
             shards: rng.between(1, 4),
             blocks_per_shard: rng.between(17, 60),
@@ -110,7 +110,7 @@ impl Workload {
         self.volume.expect("it was born")
     }
 
-    /// Its machine has it, or is about to use it.
+    /// Its node has it, or is about to use it.
     pub fn is_staged(&self) -> bool {
         matches!(self.stage, Stage::Published | Stage::Used) || self.is_in_plugin()
     }
