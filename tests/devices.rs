@@ -131,16 +131,19 @@ fn what_a_killed_process_has_left_is_taken_away_when_nobody_uses_it() {
     attach.assert_clean();
 }
 
-/// A node loses a volume that is mounted there: its requests fail, and everything can be undone.
+/// A node loses a volume that is mounted there: its requests fail, and everything can be undone,
+/// although one of the pods is dead.
 #[test]
 fn a_fenced_device_fails_and_can_be_taken_away() {
-    let cluster = Setup::new("devices_fenced").volume("demo", "64MiB").start();
+    let cluster =
+        Setup::new("devices_fenced").volume("demo", "64MiB").restart_after("never").start();
     let attach = Attach::start(&cluster);
     let attachment = cluster.publish("db");
     let device = attach.open(&attachment);
     run("mkfs.ext4", &["-q", text(&device)]);
     let mount = Mount::new(&device, cluster.dir.join("mount"));
     write(&mount, "before", 1);
+    cluster.kill(1);
     let listed = cluster.ask(&["attachment", "list", "--volume", "db"]).unwrap();
     let node = listed[0]["spec"]["node"].as_str().unwrap().to_owned();
     cluster.ask(&["attachment", "unpublish", "db", &node]);

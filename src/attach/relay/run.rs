@@ -482,7 +482,7 @@ struct Pilot {
 /// The result of a search.
 enum Found {
     Pod(PodAddress, Export),
-    /// Every pod says that there is no such export any more.
+    /// Most pods say that there is no such export any more.
     Nothing,
 }
 
@@ -581,13 +581,20 @@ impl Pilot {
                     }
                 }
             }
-            if self.opener.was_open() && !pods.is_empty() && unknown == pods.len() {
+            if self.opener.was_open() && is_gone(unknown, pods.len()) {
                 return Found::Nothing;
             }
             sleep(pause).await;
             pause = (pause * 2).min(SEARCH_PAUSE_MAX);
         }
     }
+}
+
+/// True when the export is gone for good. A pod says so when the catalog's leader has told it, and
+/// no attachment comes back. One such word could be that of another cluster's pod. All of them
+/// would never come while a pod is dead, and requests would wait for it.
+fn is_gone(unknown: usize, pods: usize) -> bool {
+    unknown * 2 > pods
 }
 
 fn say(pod: &PodAddress, error: &OpenError) {
@@ -602,4 +609,17 @@ enum Ended {
     Better,
     /// Nobody uses the relay any more.
     Gone,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_export_is_gone_when_most_pods_say_so() {
+        let gone = [(1, 1), (2, 2), (2, 3), (3, 3), (3, 5)];
+        assert!(gone.iter().all(|(unknown, pods)| is_gone(*unknown, *pods)));
+        let unsure = [(0, 0), (0, 3), (1, 2), (1, 3), (2, 4)];
+        assert!(!unsure.iter().any(|(unknown, pods)| is_gone(*unknown, *pods)));
+    }
 }
