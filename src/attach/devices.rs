@@ -250,8 +250,15 @@ impl Devices {
 
     async fn adopted(&self, found: Found) -> Result<Device, DeviceError> {
         let Found { index, owner } = found;
-        let known = within(LOOK_WITHIN, move || sysfs::export_of(index)).await;
-        let known = known.and_then(|known| known);
+        let known = match within(LOOK_WITHIN, move || sysfs::export_of(index)).await {
+            // Who changes a setting of the queue waits for requests, and they wait for us. Pods of
+            // one version offer the same: what their export has is not compared then.
+            Err(late) if late.kind() == io::ErrorKind::TimedOut => {
+                tracing::warn!("nbd{index}: its queue cannot be looked at now");
+                sysfs::export_without_queue(index)
+            }
+            known => known.and_then(|known| known),
+        };
         let export = known.map_err(failed("read of the device in", Path::new("/sys/block")))?;
         let opener = Opener::new(&owner.attachment.to_string(), self.tls.as_ref())?.knows(export);
         let relay = Relay::start(opener, self.pods.clone(), FIRST_LINE);

@@ -41,6 +41,11 @@ pub fn export_of(index: u32) -> io::Result<Export> {
     export_in(&directory_of(index))
 }
 
+/// The same without what depends on the queue. Waits for nobody.
+pub fn export_without_queue(index: u32) -> io::Result<Export> {
+    plain_export_in(&directory_of(index))
+}
+
 /// Sets after how many milliseconds the kernel looks at requests without an answer.
 /// Waits for requests in flight.
 pub fn set_look_ms(index: u32, ms: u32) -> io::Result<()> {
@@ -71,24 +76,38 @@ fn found_in(directory: &Path, index: u32) -> Option<Found> {
     Some(Found { index, owner })
 }
 
-fn export_in(directory: &Path) -> io::Result<Export> {
-    let text = |name: &str| fs::read_to_string(directory.join(name));
-    let number = |name: &str| text(name).ok()?.trim().parse::<u64>().ok();
-    let sectors = text("size")?.trim().parse::<u64>().ok();
+fn text_in(directory: &Path, name: &str) -> io::Result<String> {
+    fs::read_to_string(directory.join(name))
+}
+
+/// True for a number above 0.
+fn has(directory: &Path, name: &str) -> bool {
+    let number = text_in(directory, name).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    number.is_some_and(|value| value > 0)
+}
+
+fn plain_export_in(directory: &Path) -> io::Result<Export> {
+    let sectors = text_in(directory, "size")?.trim().parse::<u64>().ok();
     let size_bytes = sectors.and_then(|sectors| sectors.checked_mul(SECTOR_BYTES));
     let size_bytes = size_bytes.ok_or(io::ErrorKind::InvalidData)?;
-    let has = |name: &str| number(name).is_some_and(|value| value > 0);
-    let flushes = text("queue/write_cache").is_ok_and(|text| text.trim() == "write back");
+    let read_only = if has(directory, "ro") { export_flag::READ_ONLY } else { 0 };
+    Ok(Export { size_bytes, flags: export_flag::HAS_FLAGS | read_only })
+}
+
+fn export_in(directory: &Path) -> io::Result<Export> {
+    let plain = plain_export_in(directory)?;
+    let has = |name: &str| has(directory, name);
+    let cache = text_in(directory, "queue/write_cache");
+    let flushes = cache.is_ok_and(|text| text.trim() == "write back");
     let flags = [
-        (true, export_flag::HAS_FLAGS),
-        (has("ro"), export_flag::READ_ONLY),
         (flushes, export_flag::SEND_FLUSH),
         (flushes && has("queue/fua"), export_flag::SEND_FUA),
         (has("queue/discard_max_bytes"), export_flag::SEND_TRIM),
         (has("queue/write_zeroes_max_bytes"), export_flag::SEND_WRITE_ZEROES),
     ];
-    let flags = flags.iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag);
-    Ok(Export { size_bytes, flags })
+    let flags =
+        flags.iter().filter(|(is_set, _)| *is_set).fold(plain.flags, |all, (_, flag)| all | flag);
+    Ok(Export { flags, ..plain })
 }
 
 #[cfg(test)]
@@ -128,6 +147,8 @@ mod tests {
         assert_eq!((highest, found), (Some(12), vec![Found { index: 12, owner }]));
         let export = export_in(&table.path().join("nbd12")).unwrap();
         assert_eq!(export, Export { size_bytes: 1 << 20, flags });
+        let plain = plain_export_in(&table.path().join("nbd12")).unwrap();
+        assert_eq!(plain, Export { size_bytes: 1 << 20, flags: export_flag::HAS_FLAGS });
         // One that is disconnected is nobody's.
         fs::remove_file(table.path().join("nbd12/pid")).unwrap();
         assert_eq!(look_in(table.path()).unwrap(), (Some(12), Vec::new()));
