@@ -11,7 +11,7 @@ use crate::csi::api::Deadline;
 use crate::csi::node::devices::{Device, number_at};
 use crate::csi::node::file_system::{bind, make_read_only, unmount};
 use crate::csi::node::parts::{Parts, mounts};
-use crate::csi::node::stage::{Wanted, cannot_be_read_only, occupied, stage};
+use crate::csi::node::stage::{Wanted, cannot_be_read_only, occupied, stage, use_of};
 
 /// Shows a volume at `target`. What is not staged is staged first: an empty directory is never
 /// shown in place of a volume.
@@ -27,9 +27,23 @@ pub async fn publish(
         return Err(cannot_be_read_only());
     }
     let read_only = read_only || staged.read_only;
+    if wanted.is_alone && mounts()?.top(target).is_none() {
+        check_alone(&staged.device, &wanted.at)?;
+    }
     match wanted.mounted {
         Some(_) => show_files(&staged.device, &wanted.at, target, read_only).await,
         None => show_device(&staged.device, target, read_only).await,
+    }
+}
+
+/// A volume for one writer is at one place beside the one where it is staged.
+fn check_alone(device: &Device, staged_at: &Path) -> Result<(), Status> {
+    match use_of(device, Some(staged_at))? {
+        None => Ok(()),
+        Some(other) => Err(Status::failed_precondition(format!(
+            "the volume is for one workload alone, and another one has it at {}",
+            other.display()
+        ))),
     }
 }
 

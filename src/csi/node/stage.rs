@@ -29,6 +29,8 @@ pub struct Wanted {
     pub mounted: Option<Mounted>,
     /// The workload reads only.
     pub read_only: bool,
+    /// No other workload has it beside this one.
+    pub is_alone: bool,
 }
 
 /// How a file system is wanted.
@@ -66,7 +68,8 @@ impl Wanted {
             _ => false,
         };
         let volume_id = volume_id.to_owned();
-        Ok(Wanted { volume_id, at, mounted, read_only: reads || asks })
+        let is_alone = mode == Some(Mode::SingleNodeSingleWriter);
+        Ok(Wanted { volume_id, at, mounted, read_only: reads || asks, is_alone })
     }
 }
 
@@ -237,7 +240,7 @@ async fn clear(parts: &Parts, volume: Uuid, present: Uuid, at: &Path) -> Result<
 
 /// Takes a device away that nothing is mounted from.
 async fn give_back(parts: &Parts, device: &Device) -> Result<(), Status> {
-    if let Some(other) = other_use(device)? {
+    if let Some(other) = use_of(device, None)? {
         return Err(Status::failed_precondition(format!(
             "the device {} of the volume is still mounted at {}",
             device.path.display(),
@@ -247,8 +250,8 @@ async fn give_back(parts: &Parts, device: &Device) -> Result<(), Status> {
     parts.devices.close(&device.attachment).await
 }
 
-/// Where a device is mounted, or shown to a workload.
-fn other_use(device: &Device) -> Result<Option<PathBuf>, Status> {
+/// Where a device is mounted, or shown to a workload; `beside` does not count.
+pub fn use_of(device: &Device, beside: Option<&Path>) -> Result<Option<PathBuf>, Status> {
     // The path of one that cannot be used may be another's by now: its closing tells.
     if device.broken.is_some() {
         return Ok(None);
@@ -259,7 +262,8 @@ fn other_use(device: &Device) -> Result<Option<PathBuf>, Status> {
     let is_shown = |mount: &&Mount| {
         mount.kind == "devtmpfs" && name.as_ref().is_some_and(|name| mount.root == *name)
     };
-    let found = mounts.of(number).next().or_else(|| mounts.iter().find(is_shown));
+    let shown = mounts.iter().filter(is_shown);
+    let found = mounts.of(number).chain(shown).find(|mount| Some(&*mount.at) != beside);
     Ok(found.map(|mount| mount.at.clone()))
 }
 
