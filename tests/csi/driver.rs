@@ -55,7 +55,7 @@ pub fn unique(what: &str) -> String {
     format!("{what}-{}-{number}", std::process::id())
 }
 
-fn channel_of(endpoint: &str) -> Channel {
+pub fn channel_of(endpoint: &str) -> Channel {
     let path = endpoint.strip_prefix("unix:").unwrap_or(endpoint);
     let path = path.strip_prefix("//").unwrap_or(path);
     Endpoint::from_shared(format!("unix:{path}")).expect("a path").connect_lazy()

@@ -62,6 +62,12 @@ impl Plugin {
         });
     }
 
+    /// Where it serves.
+    #[allow(dead_code, reason = "for the cases of tests/csi")]
+    pub fn endpoint(&self) -> String {
+        format!("unix://{}", self.socket.display())
+    }
+
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
