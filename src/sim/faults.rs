@@ -264,7 +264,7 @@ fn ambushes(seed: u64, targets: Targets, until: Duration) -> Vec<Planned> {
     (0..count).map(one).collect()
 }
 
-/// What happens to nodes, and to those who bring workloads to them, with random numbers of its
+/// What happens to nodes, their plugins and the controller, with random numbers of its
 /// own.
 fn of_nodes(seed: u64, targets: Targets, until: Duration) -> Vec<Planned> {
     let mut rng = Rng::new(seed ^ 0x0de5);

@@ -47,7 +47,6 @@ const FOUND_BY_SEEDS: &[(Mistake, u64)] = &[
     (Mistake::GrantByMajority, 60),
     (Mistake::FenceAnswersEarly, 60),
     (Mistake::ActiveEarly, 250),
-    (Mistake::ForgottenEarly, 250),
     (Mistake::FormattedTwice, 100),
     (Mistake::OverlapNotOrdered, 20),
     (Mistake::ResentThroughSecondConnection, 12),
@@ -89,6 +88,7 @@ const FOUND_BY_HEAVY_SEEDS: &[(Mistake, Theme, u64)] = &[
 
 /// Mistakes that no seed found within 300, and the scenario that finds each.
 const FOUND_BY_SCENARIO_ONLY: &[(Mistake, &str)] = &[
+    (Mistake::ForgottenEarly, "an_attachment_is_forgotten_when_every_shard_is_without_it"),
     (Mistake::RoundsUnaided, "rounds_reach_what_the_leader_does_not"),
     (Mistake::OldLineGoesOn, "nothing_of_a_line_is_executed_after_it_was_opened_anew"),
     (Mistake::BegunIsTrusted, "a_file_system_is_made_once"),

@@ -163,6 +163,25 @@ fn an_attachment_counts_only_when_every_shard_knows_it() {
     assert_found(Mistake::ActiveEarly, a_volume_goes_from_one_node_to_the_next_in_one_round);
 }
 
+/// A node is not wanted any more while the round that admits it is in flight: shards have it when
+/// that ends.
+fn an_attachment_is_kept_until_every_shard_is_without_it() {
+    let mut state = closed();
+    apply(&mut state, publish(1, RWO, 1)).unwrap();
+    apply(&mut state, unpublish(1)).unwrap();
+    apply(&mut state, confirm(1)).unwrap();
+    assert_eq!(state.attachments.len(), 1, "every shard admits it");
+    apply(&mut state, confirm(2)).unwrap();
+    assert_eq!(state.attachments.len(), 0);
+}
+
+#[test]
+fn an_attachment_is_forgotten_when_every_shard_is_without_it() {
+    an_attachment_is_kept_until_every_shard_is_without_it();
+    let scenario = an_attachment_is_kept_until_every_shard_is_without_it;
+    assert_found(Mistake::ForgottenEarly, scenario);
+}
+
 #[test]
 fn many_may_read_and_many_may_share_and_nobody_mixes() {
     for mode in [AccessMode::ReadOnly, AccessMode::Raw] {
