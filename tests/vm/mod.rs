@@ -4,6 +4,9 @@
 //!
 //! `scripts/setup.sh test` fetches the kernel. It is emulated (TCG), so that no KVM is needed.
 
+pub mod elsewhere;
+pub mod node;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -67,7 +70,12 @@ pub fn lacks(version: &str) -> Option<String> {
 
 impl Machine {
     /// Starts a machine whose files are made in `dir`. `programs` are in its path, by these names.
-    pub fn start(version: &str, dir: &Path, programs: &[(&str, &Path)]) -> Machine {
+    pub fn start(
+        version: &str,
+        memory_mib: u32,
+        dir: &Path,
+        programs: &[(&str, &Path)],
+    ) -> Machine {
         let dir = dir.join("vm");
         remove_dir(&dir);
         fs::create_dir_all(&dir).unwrap();
@@ -78,7 +86,15 @@ impl Machine {
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args(["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max", "-smp", "2"])
-            .args(["-m", "1024", "-no-reboot", "-display", "none", "-monitor", "none"])
+            .args([
+                "-m",
+                &memory_mib.to_string(),
+                "-no-reboot",
+                "-display",
+                "none",
+                "-monitor",
+                "none",
+            ])
             .args(["-nic", "user,model=virtio-net-pci"])
             .args(["-serial", &format!("file:{}", text(&console)), "-serial", "stdio"])
             .args(["-append", "console=ttyS0 loglevel=6 panic=-1 mitigations=off"])
