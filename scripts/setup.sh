@@ -108,10 +108,10 @@ fetch_kernels() {
     done
 }
 
-# Debian's cloud flavours are small.
+# Debian's cloud flavours are small. Prints nothing when the lists have none.
 newest_kernel() {
     apt-cache search --names-only "^linux-image-${1//./\\.}\\.[^ ]*cloud-amd64\$" |
-        cut -d' ' -f1 | grep -v unsigned | sort -V | tail -n 1
+        cut -d' ' -f1 | { grep -v unsigned || true; } | sort -V | tail -n 1
 }
 
 download() {
@@ -197,17 +197,19 @@ goal=${1:-run}
 check_rust
 case "$goal" in
 run | test | postgres | image)
-    if [ "$goal" = image ]; then
-        mapfile -t packages < <(missing_for_images | sort -u)
-    else
-        mapfile -t packages < <(missing_packages "$goal" | sort -u)
-    fi
-    case " ${packages[*]} " in
-    *" postgresql "*) without_a_server ;;
-    esac
-    if [ ${#packages[@]} -gt 0 ]; then
+    # Twice: apt may remove a package of another release for one of this.
+    for _ in 1 2; do
+        if [ "$goal" = image ]; then
+            mapfile -t packages < <(missing_for_images | sort -u)
+        else
+            mapfile -t packages < <(missing_packages "$goal" | sort -u)
+        fi
+        [ ${#packages[@]} -gt 0 ] || break
+        case " ${packages[*]} " in
+        *" postgresql "*) without_a_server ;;
+        esac
         install_packages "${packages[@]}"
-    fi
+    done
     [ "$goal" = run ] || fetch_kernels
     [ "$goal" != test ] || install_kubernetes_tools
     ;;

@@ -188,7 +188,7 @@ fn rejects_nbd(config: &str, name: &str) -> bool {
     let lines: Vec<&str> =
         config.lines().map(|line| line.split('#').next().unwrap_or("")).collect();
     let is_it = |line: &&str| line.trim().strip_prefix(name).is_some_and(is_assigned);
-    let Some(first) = lines.iter().position(|line| is_it(&line)) else { return false };
+    let Some(first) = lines.iter().position(is_it) else { return false };
     let text = lines[first..].join("\n");
     let list = text.split(']').next().unwrap_or_default();
     let patterns = list.split('"').skip(1).step_by(2);

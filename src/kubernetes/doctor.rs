@@ -44,8 +44,8 @@ pub fn judge(survey: &Survey) -> Vec<Finding> {
             listed("guards", &survey.deployments, |deployments| guards(sets, deployments))
         }),
         listed("registration", &survey.pods, |pods| registration(pods, survey)),
-        listed("default-class", &survey.classes, |classes| default_class(classes)),
-        listed("lost-nodes", &survey.nodes, |nodes| lost(nodes)),
+        listed("default-class", &survey.classes, default_class),
+        listed("lost-nodes", &survey.nodes, lost),
         listed("attachments", &survey.attachments, |attachments| stuck(attachments, survey.now)),
         listed("ending-pods", &survey.pods, |pods| ending(pods, survey.now)),
     ];

@@ -24,7 +24,7 @@ enum Tried {
     Reached,
     Silent,
     /// It could not be tried from here.
-    NotTried,
+    Unknown,
 }
 
 /// Tries all addresses at the same time.
@@ -32,7 +32,7 @@ pub async fn check(addresses: Vec<SocketAddr>) -> CheckReachableResponse {
     let tries: JoinSet<Tried> = addresses.into_iter().map(attempt).collect();
     let tried = tries.join_all().await;
     CheckReachableResponse {
-        tried: tried.iter().any(|tried| *tried != Tried::NotTried),
+        tried: tried.iter().any(|tried| *tried != Tried::Unknown),
         reached: tried.contains(&Tried::Reached),
     }
 }
@@ -44,13 +44,13 @@ pub fn is_of_a_machine(address: &SocketAddr) -> bool {
 }
 
 async fn attempt(address: SocketAddr) -> Tried {
-    let Ok(_turn) = TRIES.acquire().await else { return Tried::NotTried };
+    let Ok(_turn) = TRIES.acquire().await else { return Tried::Unknown };
     match timeout(ANSWER_WITHIN, TcpStream::connect(address)).await {
         Ok(Ok(_)) => Tried::Reached,
         Ok(Err(error)) => match error.kind() {
             ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => Tried::Reached,
             ErrorKind::HostUnreachable | ErrorKind::TimedOut => Tried::Silent,
-            _ => Tried::NotTried,
+            _ => Tried::Unknown,
         },
         Err(_) => Tried::Silent,
     }

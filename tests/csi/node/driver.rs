@@ -29,7 +29,7 @@ pub const VOLUME_BYTES: i64 = 512 * MIB;
 /// Where the driver is from.
 enum Source {
     Ours(Box<Kubelet>),
-    Named { driver: Driver, _directory: tempfile::TempDir },
+    Named { driver: Box<Driver>, _directory: tempfile::TempDir },
 }
 
 /// See the module.
@@ -58,7 +58,7 @@ impl Node {
         };
         let directory = directory.expect("a directory for the volumes");
         let root = directory.path().canonicalize().unwrap();
-        let driver = Driver::start("csi_node_conformance", &[]);
+        let driver = Box::new(Driver::start("csi_node_conformance", &[]));
         Ok(Node::of(Source::Named { driver, _directory: directory }, &endpoint, root))
     }
 
