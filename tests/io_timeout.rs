@@ -71,6 +71,8 @@ fn io_fails_without_a_majority_and_works_again_with_one() {
     let mut second = connect(&cluster, 1, "demo");
     cluster.kill(2);
     cluster.kill(3);
+    // Until its lease is over, the leader reads by itself.
+    assert!(failed(&client.write(503 * BLOCK, &seed_of(7))));
     // Two requests wait side by side; one of them is a write of what the other one reads.
     let reader = thread::spawn(move || {
         let read = second.read(500 * BLOCK, BLOCK as usize);

@@ -118,7 +118,15 @@ fn grows_while_its_pod_dies(cluster: &Cluster, node: &mut Node, kernel: &str) {
 /// Begins to grow the device at the moment when its pod, which leads, has no majority any more: it
 /// reads while its lease lasts, and writes wait.
 fn begin_to_grow(cluster: &Cluster, node: &mut Node, size_mib: u64) {
-    wait_until("the leader is where the client is", || cluster.leader("db") == Some(node.local));
+    // It follows the reads.
+    let mut client = cluster.connect(node.local, &node.attachment);
+    wait_until("the leader is where the client is", || {
+        for block in 0..200 {
+            client.read(block * 4096, 4096).expect("read while leaders move");
+        }
+        cluster.leader("db") == Some(node.local)
+    });
+    drop(client);
     node.machine.run("kill -STOP $attach");
     let size = format!("{size_mib}MiB");
     cluster.ask(&["volume", "resize", "db", &size]).expect("the volume grows");
