@@ -190,8 +190,10 @@ fn rejects_nbd(config: &str, name: &str) -> bool {
     let is_it = |line: &&str| line.trim().strip_prefix(name).is_some_and(is_assigned);
     let Some(first) = lines.iter().position(is_it) else { return false };
     let text = lines[first..].join("\n");
-    let list = text.split(']').next().unwrap_or_default();
-    let patterns = list.split('"').skip(1).step_by(2);
+    // What lies between quotes may have brackets of its own.
+    let ends = |(at, part): &(usize, &str)| at % 2 == 0 && part.contains(']');
+    let parts = text.split('"').enumerate().take_while(|part| !ends(part));
+    let patterns = parts.filter(|(at, _)| at % 2 == 1).map(|(_, pattern)| pattern);
     let mut decisive = patterns.filter_map(|pattern| {
         let expression = pattern.get(2..pattern.len().saturating_sub(1))?;
         let rejects = pattern.starts_with('r');
