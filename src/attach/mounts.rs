@@ -28,7 +28,7 @@ pub struct Mount {
     pub root: PathBuf,
     pub at: PathBuf,
     pub is_read_only: bool,
-    /// What is mounted below it is seen by the mount namespaces of its peers.
+    /// The mount namespaces of its peers see mounts below it.
     pub is_shared: bool,
     pub kind: String,
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 
 use crate::cli::{Output, output, render};
+use crate::control::catalog::chain;
 use crate::doctor::machine::judge;
 use crate::doctor::{Finding, Verdict, look};
 use crate::kubernetes::client::open;
@@ -46,7 +47,7 @@ pub async fn run(args: &Args, output: Output) -> anyhow::Result<()> {
     output::print(&text)?;
     match findings.iter().filter(|finding| finding.verdict == Verdict::Bad).count() {
         0 => Ok(()),
-        bad => bail!("{bad} of {} checks found what has to be mended", findings.len()),
+        bad => bail!("{bad} of {} checks found something to mend", findings.len()),
     }
 }
 
@@ -70,13 +71,13 @@ async fn of_cluster(args: &Args) -> Vec<Finding> {
         Ok(client) => cluster::judge(&Survey::read(&client, &args.driver, &args.namespace).await),
         Err(error) => vec![Finding::unknown(
             "kubernetes",
-            error.to_string(),
+            chain(&error),
             "Set KUBECONFIG to the file of a user who may list the objects of the cluster.",
         )],
     }
 }
 
-/// What is not good comes last, where it is seen, with its reasons.
+/// The worst findings come last, where people see them.
 fn table(findings: &[Finding]) -> String {
     let mut text = String::new();
     let mut sorted: Vec<&Finding> = findings.iter().collect();
@@ -95,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_worst_comes_last() {
+    fn the_worst_finding_comes_last() {
         let findings = [
             Finding::bad("one", "a", "because", "do"),
             Finding::good("two", "b"),

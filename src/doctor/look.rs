@@ -1,5 +1,5 @@
-//! Reads what the checks judge of a machine. What is not there and what cannot be read are told
-//! apart: a check that could not look must not say that all is well.
+//! Reads the parts of a machine that the checks judge. A missing part and an unreadable one differ:
+//! a check that could not look must not say that all is well.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -7,6 +7,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use crate::attach::mounts::Mounts;
+use crate::control::catalog::chain;
 use crate::doctor::machine::{Kubelet, Lvm, Machine, Nbd, Read};
 use crate::io::{DriverKind, driver};
 
@@ -99,7 +100,7 @@ fn multipath(root: &Path, processes: &[Process]) -> Read<Option<String>> {
 }
 
 fn no_io_uring() -> Option<String> {
-    driver(DriverKind::IoUring).err().map(|error| error.to_string())
+    driver(DriverKind::IoUring).err().map(|error| chain(&error))
 }
 
 fn kubelet(root: &Path, processes: &[Process]) -> Option<Kubelet> {
@@ -114,7 +115,7 @@ fn kubelet(root: &Path, processes: &[Process]) -> Option<Kubelet> {
     Some(Kubelet { root: directory, is_shared })
 }
 
-/// Whether what is mounted below a directory later is seen elsewhere.
+/// True when other mount namespaces see later mounts below a directory.
 fn is_shared(root: &Path, directory: &Path) -> Option<bool> {
     // Of the first process: where it looks is where a node's own programs look.
     let mounts = Mounts::read_from(&root.join("proc/1/mountinfo")).ok()?;

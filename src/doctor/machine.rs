@@ -56,8 +56,7 @@ pub struct Lvm {
 pub struct Kubelet {
     /// Its directory, as its command line says; `None`: that does not say it.
     pub root: Option<PathBuf>,
-    /// What is mounted in there later is seen by other mount namespaces; `None`: the mount table
-    /// could not be read.
+    /// Other mount namespaces see later mounts in there; `None`: the mount table could not be read.
     pub is_shared: Option<bool>,
 }
 

@@ -1,4 +1,4 @@
-//! What a machine's state is judged to be.
+//! The verdicts about machines.
 
 use super::*;
 use crate::doctor::Verdict;

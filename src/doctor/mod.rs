@@ -38,11 +38,11 @@ pub struct Finding {
     pub verdict: Verdict,
     /// Name of the check.
     pub check: &'static str,
-    /// What there is.
+    /// The state that was found.
     pub found: String,
     /// Why it matters; empty when all is good.
     pub why: String,
-    /// What to do; empty when all is good.
+    /// The remedy; empty when all is good.
     pub fix: String,
 }
 

@@ -17,7 +17,7 @@ use crate::kubernetes::survey::{Listed, Survey, SurveyedPod};
 
 /// The sidecars need it (docs/kubernetes.md).
 const VERSION_MIN: (u32, u32) = (1, 34);
-/// What should have happened by now, and has not after this time, is stuck.
+/// An object is stuck when its next step is late by this time.
 const STUCK_AFTER_S: i64 = 60;
 /// Names in one finding.
 const NAMES_MAX: usize = 10;

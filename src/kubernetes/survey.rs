@@ -10,6 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::{Api, Client};
 
+use crate::control::catalog::chain;
 use crate::kubernetes::client::{is_missing, list_all};
 use crate::kubernetes::failover::ObjectRef;
 use crate::kubernetes::storage_of::{Claim, Owner, claims_of, owner_of};
@@ -118,15 +119,6 @@ fn is_labelled(labels: Option<&BTreeMap<String, String>>) -> bool {
     labels.and_then(|labels| labels.get(key)).is_some_and(|it| it == value)
 }
 
-/// The error with its causes.
 fn said<T>(result: Result<T, kube::Error>) -> Result<T, String> {
-    result.map_err(|error| {
-        let mut text = error.to_string();
-        let mut cause = std::error::Error::source(&error);
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
-        text
-    })
+    result.map_err(|error| chain(&error))
 }

@@ -287,7 +287,7 @@ impl Client {
         self.flush();
     }
 
-    /// From now on it does what it is told. What is in flight stays so, and is nobody's.
+    /// From now on it obeys. Its requests in flight stay so, and are nobody's.
     pub fn tell(&mut self, steps: impl IntoIterator<Item = Step>) {
         self.plan = Plan::Steps;
         self.steps = steps.into_iter().collect();

@@ -75,7 +75,7 @@ pub enum Fault {
     },
     /// The devices of a node do nothing, and go on later.
     NodeStops(usize),
-    /// What the devices of a node send is lost, and so is what is sent to them.
+    /// The devices of a node lose all traffic, in both directions.
     NodeCut(usize),
     /// A node is declared lost, whether it is or not.
     NodeLost(usize),

@@ -1,5 +1,5 @@
 //! `holdfast doctor --kubernetes`, as a person runs it on a node: it reads the node and the API
-//! server, tells what is wrong, and its exit code says whether anything is.
+//! server, tells the faults, and its exit code says whether there are any.
 
 use std::collections::BTreeMap;
 use std::fs;

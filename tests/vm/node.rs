@@ -131,7 +131,7 @@ impl Node {
         known.map(|line| format!("{line}\n")).collect()
     }
 
-    /// What was written is there, the file system is whole, and the kernel has seen no error.
+    /// All files are there, the file system is whole, and the kernel has seen no error.
     pub fn check_files(&mut self) {
         let path = &self.path;
         self.machine.run(&format!("umount /mnt && e2fsck -fn {path} 2>&1 && mount {path} /mnt"));

@@ -1,11 +1,11 @@
-//! What a pod is told when an export is opened there.
+//! The words by which a relay opens an export at a pod.
 
 use super::*;
 use tokio::net::UnixListener;
 
 const UID: &str = "58d587922bd90c3a3f1c9ae0567b9412";
 
-/// A pod that greets, and keeps what it is told.
+/// Opens an export at a pod that greets, and returns the bytes that it got.
 async fn told(export: &str, line: Option<LineNumber>) -> String {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("nbd.sock");

@@ -41,7 +41,7 @@ const OF_HOLDERS: [&str; 1] = ["Credentials/Renew"];
 const OF_ADMINS: [&str; 1] = ["Volumes/SetOpen"];
 const OF_CONTROLLERS: [&str; 2] = ["Volumes", "Attachments"];
 /// A controller may fence a node, volume by volume, so it may do that at once, too.
-/// It has pods try to reach a machine, too: what can be reached of a network is not for everybody.
+/// It has pods try to reach a machine, too: a map of the network is not for everybody.
 const OF_FAIL_OVER: [&str; 2] = ["Nodes/CheckReachable", "Nodes/DeclareLost"];
 const OF_NODES: [&str; 3] = ["Attachments/Claim", "Attachments/RecordFileSystem", "Nodes/Report"];
 /// How the names of methods begin that change nothing.

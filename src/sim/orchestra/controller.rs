@@ -10,7 +10,7 @@ use crate::sim::orchestra::{Asker, Device, LEFT_FOR, NEWEST_CALLS, Orchestra, wr
 use crate::sim::world::World;
 use crate::types::{AttachmentId, ShardId, Uuid};
 
-/// What is refused is tried again after this time.
+/// A refused call is tried again after this time.
 const AGAIN_AFTER: Duration = Duration::from_millis(300);
 /// How often a workload is not wanted any more before its volume is there: in one of so many looks.
 const UNWANTED_ONE_IN: u64 = 16;
@@ -73,7 +73,7 @@ impl Orchestra {
             (Stage::Recording, Told::Done) => {
                 self.made += 1;
                 self.workloads[number].is_made = true;
-                // What it lies on is seen before anybody writes.
+                // The volume below it is looked at before anybody writes.
                 self.workloads[number].stage = Stage::Published;
             }
             (Stage::Unpublishing, Told::Done) => self.taken(number, world),

@@ -6,7 +6,7 @@
 //! Everybody may die at any step and begin again. Machines stop, are cut off, start anew, and are
 //! declared lost while their clients still write. Calls arrive again, and late.
 //!
-//! What must be true is checked here: a file system is made once (rule
+//! The checks are here: a file system is made once (rule
 //! `a-volume-is-formatted-once`); when the API says that a node has a volume, or has it no more,
 //! every shard says so (rule `grant-waits-for-all-shards`), and no other node has it.
 
@@ -63,7 +63,7 @@ struct Device {
     node: usize,
     /// The number of its client.
     client: usize,
-    /// What it is writing, if it is a file system.
+    /// The file system that it writes, if it does.
     making: u64,
     /// Its attachment has ended: it is taken away then.
     leaves_at: Option<Mono>,

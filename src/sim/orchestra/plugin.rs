@@ -218,7 +218,7 @@ impl Orchestra {
         }
     }
 
-    /// The node has started anew: what it had of a workload is gone, but for the attachment.
+    /// The node has started anew: of a workload, only the attachment is left.
     pub(super) fn stage_again(&mut self, number: usize) {
         let workload = &mut self.workloads[number];
         if workload.is_staged() {
@@ -227,7 +227,7 @@ impl Orchestra {
         }
     }
 
-    /// What the plugin of a node had begun stays as it is.
+    /// The plugin of a node dies, and leaves its work as it is.
     pub(super) fn plugin_dies(&mut self, number: usize, world: &mut World) {
         let after = Duration::from_millis(self.rng.below(DEAD_MS));
         if !self.workloads[number].is_in_plugin() {

@@ -111,7 +111,7 @@ pub fn data_stay_when_a_volume_is_staged_again(node: &Node) {
     volume.end();
 }
 
-/// What is asked for at once is done, or refused for now.
+/// Calls at the same time are carried out, or refused for now.
 pub fn the_same_at_once_is_done_or_aborted(node: &Node) {
     let volume = node.volume("stage-at-once", mounted(Mode::SingleNodeWriter));
     let ended = node.driver().wait(async {
